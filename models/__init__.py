@@ -1,0 +1,1 @@
+"""Architectures: each family supplies blocks, head and quantiser behind the same ScaleStep contract."""

@@ -1,0 +1,100 @@
+"""Text features to images in torch: the reference loop that every target is held to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ...profiles.model import ModelProfile
+from ...profiles.plan import ScalePlan, plan_scales
+from ...profiles.schedule import Schedule
+from .step import ScaleStep, State
+from .transformer import Condition, Infinity
+
+OnScale = Callable[[ScalePlan, State], None]
+
+
+def condition_rows(
+    model: Infinity, text: Tensor, lengths: Tensor, guided: bool, negative: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Text features of all rows: conditional, then (guided) unconditional.
+
+    The unconditional rows are the learned vectors, cut to the *same length* as the prompt; with a negative prompt they are
+    its features with their own lengths.
+
+    Args:
+        model: Holds the learned unconditional vectors.
+        text: `[B, T, Ct]` zero-padded features.
+        lengths: `[B]` int64.
+        guided: Whether unconditional rows are wanted.
+        negative: Features and lengths of the negative prompts, `[B, T', Ct]` and `[B]`.
+
+    Returns:
+        `[R, T, Ct]` and `[R]`.
+    """
+    if not guided:
+        return text, lengths
+    if negative is None:
+        other, other_lengths = model.unconditional(text.shape[0], text.shape[1]).to(text.dtype), lengths
+    else:
+        other, other_lengths = negative
+    longest = max(text.shape[1], other.shape[1])
+    pad = [torch.nn.functional.pad(t, (0, 0, 0, longest - t.shape[1])) for t in (text, other)]
+    return torch.cat(pad), torch.cat([lengths, other_lengths])
+
+
+def initial_state(condition: Condition) -> State:
+    """The state before the first scale."""
+    state = State(sos=condition.sos, shared=condition.shared, head=condition.head, mask=condition.mask)
+    for layer, (k, v) in enumerate(zip(condition.keys, condition.values, strict=True)):
+        state[f"ca_k.{layer}"], state[f"ca_v.{layer}"] = k, v
+    return state
+
+
+def build_steps(model: Infinity, profile: ModelProfile, schedule: Schedule, observe: bool = False) -> tuple[ScaleStep, ...]:
+    """A step for each scale that runs.
+
+    Raises:
+        ScheduleError: The schedule was made for another model or geometry.
+    """
+    schedule.check_model(profile)
+    return tuple(ScaleStep(model, profile, plan, observe).eval() for plan in plan_scales(schedule))
+
+
+@torch.inference_mode()
+def generate(
+    steps: Sequence[ScaleStep],
+    text: Tensor,
+    lengths: Tensor,
+    noise: Tensor,
+    negative: tuple[Tensor, Tensor] | None = None,
+    on_scale: OnScale | None = None,
+) -> Tensor:
+    """Run all scales.
+
+    Args:
+        steps: From `build_steps`.
+        text: `[B, T, Ct]` text features, zero-padded.
+        lengths: `[B]` int64.
+        noise: `[B, tokens of the full schedule, token bits]`, uniform in [0, 1).
+        negative: Features and lengths of negative prompts, or None for the learned unconditional vectors.
+        on_scale: Called after each scale with its plan and the tensors it returned.
+
+    Returns:
+        Summed codes `[B, d, H, W]`, the decoder's input.
+    """
+    model, profile = steps[0].model, steps[0].profile
+    rows = condition_rows(model, text, lengths, steps[0].plan.guidance, negative)
+    state = initial_state(model.condition(*rows))
+    cfg, tau = (profile.sampling.per_scale(name, len(profile.sizes)) for name in ("cfg", "tau"))
+    for step in steps:
+        plan = step.plan
+        state["noise"] = noise[:, plan.offset : plan.offset + plan.count]
+        state["cfg"], state["tau"] = (text.new_tensor([values[plan.scale]]) for values in (cfg, tau))
+        out = step(state)
+        if on_scale is not None:
+            on_scale(plan, out)
+        state.update({name: out[name] for name in step.output_names()})
+    return state["summed"]

@@ -1,0 +1,1 @@
+"""Kernels, one folder an op: the definition, the kernels, the door."""
