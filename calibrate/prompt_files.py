@@ -72,6 +72,8 @@ def read_file(path: Path, column: str | None) -> list[str | None]:
                 kind, data_files=str(copy), split="train", cache_dir=scratch, keep_in_memory=True, **options
             )
         except (datasets.exceptions.DatasetsError, OSError, ValueError) as err:
+            if "no data" in str(err):
+                raise PromptError(f"{path}: holds no rows; expected prompts") from err
             raise PromptError(f"{path}: cannot be read as {kind} ({one_line(err)}); check the file") from err
         values = text_values(str(path), dataset, column)
     # CSV has no types: all fields come as text

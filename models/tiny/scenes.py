@@ -113,7 +113,8 @@ def sample_scenes(n: int, rng: np.random.Generator) -> PackedScenes:
     colours; counting scenes repeat one shape, in half of them in one colour.
     """
     task = rng.permutation(np.arange(n, dtype=np.int64) % len(TASKS))
-    counting, single = task == TASKS.index("counting"), np.isin(task, (TASKS.index("single_object"), TASKS.index("colors")))
+    counting = task == TASKS.index("counting")
+    single = (task == TASKS.index("single_object")) | (task == TASKS.index("colors"))
     count = np.where(counting, rng.integers(2, MAX_OBJECTS + 1, n), np.where(single, 1, 2))
     used = np.arange(MAX_OBJECTS) < count[:, None]
 
@@ -144,9 +145,7 @@ def _distinct(n: int, choices: int, rng: np.random.Generator) -> IntArray:
     return np.argsort(rng.random((n, choices)), axis=1)[:, :MAX_OBJECTS]
 
 
-def _place(
-    count: IntArray, needs_axis: BoolArray, rng: np.random.Generator
-) -> tuple[FloatArray, FloatArray, FloatArray]:
+def _place(count: IntArray, needs_axis: BoolArray, rng: np.random.Generator) -> tuple[FloatArray, ...]:
     """Centres and radii `[n, 4]` by rejection: all scenes not yet valid are drawn again together."""
     x, y, radius = (np.zeros((len(count), MAX_OBJECTS), np.float32) for _ in range(3))
     pending = np.arange(len(count))
@@ -165,7 +164,7 @@ def _place(
 
 def _valid(x: FloatArray, y: FloatArray, radius: FloatArray, count: IntArray, needs_axis: BoolArray) -> BoolArray:
     """`[n]`: objects apart and, where `needs_axis`, the first two clearly side by side or one above the other."""
-    valid = np.ones(len(count), np.bool_)
+    valid: BoolArray = np.ones(len(count), np.bool_)
     for first in range(MAX_OBJECTS):
         for second in range(first + 1, MAX_OBJECTS):
             distance = np.hypot(x[:, first] - x[:, second], y[:, first] - y[:, second])
@@ -173,7 +172,8 @@ def _valid(x: FloatArray, y: FloatArray, radius: FloatArray, count: IntArray, ne
     across, down = np.abs(x[:, 0] - x[:, 1]), np.abs(y[:, 0] - y[:, 1])
     long_axis, short_axis = np.maximum(across, down), np.minimum(across, down)
     clear = (long_axis >= _DOMINANCE * short_axis) & (long_axis >= radius[:, 0] + radius[:, 1])
-    return valid & (clear | ~needs_axis)
+    valid &= clear | ~needs_axis
+    return valid
 
 
 class _Writer:
@@ -214,7 +214,7 @@ def caption_tokens(scenes: PackedScenes, rng: np.random.Generator, max_length: i
         ToprovarError: `max_length` is too small for the longest caption.
     """
     if max_length < LONGEST_CAPTION:
-        raise ToprovarError(f"max_length {max_length}: captions have up to {LONGEST_CAPTION} tokens; pass at least that")
+        raise ToprovarError(f"max_length {max_length}: captions have up to {LONGEST_CAPTION} tokens; pass that or more")
     n = len(scenes)
     writer = _Writer(n, max_length)
     everything = np.arange(n)

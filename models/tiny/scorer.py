@@ -1,8 +1,8 @@
 """Reads the objects back from an image: a small network that stands in for GenEval's detector.
 
 It looks at stride 16, where centres of neighbouring objects are at least three cells apart, and says for each cell
-how near a centre is, which shape and colour lie there, and how far the centre is. The stem strides by 4 at once, so
-that drawing the training images costs more than learning from them. It is trained on drawings made a little worse in
+how near a centre is, which shape and colour lie there, and how far the centre is. The stem strides by 4 at once:
+most of the cost of a small network lies in its first layers. It is trained on drawings made a little worse in
 the ways a decoder makes them worse: otherwise it would read noise and blur, not objects.
 """
 
@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
 
 from .render import SceneTensors, render, take, to_tensors
 from .scenes import IMAGE_SIZE, MAX_OBJECTS, Detection, sample_scenes
@@ -66,7 +68,8 @@ class _Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)  # type: ignore[no-any-return]
+        decided: Tensor = self.body(x)
+        return x + decided
 
 
 class Scorer(nn.Module):
@@ -74,16 +77,16 @@ class Scorer(nn.Module):
 
     def __init__(self, width: int = 96, blocks: int = 3) -> None:
         super().__init__()
-        self.stem = nn.Sequential(
-            _convolution(3, 24, 7, 4), _convolution(24, 48, 3, 2), _convolution(48, width, 3, 2)
-        )
+        self.stem = nn.Sequential(_convolution(3, 24, 7, 4), _convolution(24, 48, 3, 2), _convolution(48, width, 3, 2))
         self.blocks = nn.Sequential(*(_Block(width) for _ in range(blocks)))
         self.head = nn.Conv2d(width, 1 + len(SHAPES) + len(COLOURS) + 2, 1)
+        # nearly every cell is empty: start from there, or the first steps only learn that
+        nn.init.constant_(self.head.bias[:1], -3.0)  # type: ignore[index]
 
     def forward(self, images: Tensor) -> ScorerOutput:
         """Args: `images` `[n, 3, 256, 256]`, RGB between -1 and 1. Returns fp32 maps."""
         cells: Tensor = self.head(self.blocks(self.stem(images))).float()
-        heat, shape, colour, offset = cells.split([1, len(SHAPES), len(COLOURS), 2], dim=1)
+        heat, shape, colour, offset = torch.split(cells, [1, len(SHAPES), len(COLOURS), 2], dim=1)
         return ScorerOutput(heat[:, 0], shape, colour, offset)
 
 
@@ -106,7 +109,6 @@ def scorer_loss(outputs: ScorerOutput, scenes: SceneTensors) -> Tensor:
     heat = heat * (torch.arange(MAX_OBJECTS, device=device) < scenes["count"][:, None])[..., None, None]
     target, owner = heat.max(dim=1)  # [n, 16, 16]: the nearest object's heat, and which it is
     weight = target * (target > 0.2)
-    total = weight.sum()
 
     def of_owner(values: Tensor) -> Tensor:
         return values.gather(1, owner.flatten(1)).view_as(owner)
@@ -115,8 +117,10 @@ def scorer_loss(outputs: ScorerOutput, scenes: SceneTensors) -> Tensor:
     colour = F.cross_entropy(outputs.colour, of_owner(scenes["colour"]), reduction="none")
     offset = torch.stack([of_owner(scenes["x"]) / CELL - middle, of_owner(scenes["y"]) / CELL - middle[:, None]], dim=1)
     distance = F.smooth_l1_loss(outputs.offset, offset, reduction="none", beta=0.1).sum(1)
-    presence = F.binary_cross_entropy_with_logits(outputs.heat, target, reduction="sum") / scenes["count"].sum()
-    return presence + ((shape + colour + distance) * weight).sum() / total
+    # less the entropy of the soft target, so that a perfect answer costs 0
+    entropy = torch.xlogy(target, target) + torch.xlogy(1 - target, 1 - target)
+    presence = F.binary_cross_entropy_with_logits(outputs.heat, target, reduction="none") + entropy
+    return presence.sum() / scenes["count"].sum() + ((shape + colour + distance) * weight).sum() / weight.sum()
 
 
 def decode(outputs: ScorerOutput) -> list[list[Detection]]:
@@ -174,12 +178,23 @@ def _blemish(images: Tensor, generator: torch.Generator) -> Tensor:
     return torch.where(strength(1.0) < 0.5, worse.clamp(-1, 1), images)
 
 
+def _optimiser(scorer: Scorer, steps: int, learning_rate: float) -> tuple[AdamW, LambdaLR]:
+    """AdamW with a short warm-up and a cosine decay to zero."""
+    optimiser = AdamW(scorer.parameters(), lr=learning_rate, weight_decay=0.02)
+    warm_up = max(1, min(100, steps // 10))
+
+    def rate(step: int) -> float:
+        return min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * step / steps)))
+
+    return optimiser, LambdaLR(optimiser, rate)
+
+
 def train_scorer(
     device: torch.device | str,
     *,
     steps: int,
     batch: int,
-    seed: int,
+    generator: torch.Generator,
     log: Callable[[str], None] | None = None,
     learning_rate: float = 3e-3,
     draw: Callable[[SceneTensors], Tensor] = render,
@@ -190,7 +205,7 @@ def train_scorer(
         device: Where to train; on CUDA in bf16 and channels-last.
         steps: Optimiser steps.
         batch: Images a step.
-        seed: Of weights, scenes and blemishes.
+        generator: Of weights, scenes and blemishes; on `device`.
         log: Called with a line of progress, twenty times.
         learning_rate: At its highest, after the warm-up.
         draw: `render`, or a compiled form of it.
@@ -199,17 +214,14 @@ def train_scorer(
         The scorer in evaluation mode, on `device`.
     """
     device = torch.device(device)
-    generator = torch.Generator(device).manual_seed(seed)
+    seed = int(torch.randint(2**62, (), device=device, generator=generator))
+    # layers draw their weights from the global generator, which is put back afterwards
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        scorer = Scorer().to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        scorer = Scorer()
+    scorer.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     pool = to_tensors(sample_scenes(_PRESAMPLED, np.random.default_rng(seed)), device)
-    optimiser = torch.optim.AdamW(scorer.parameters(), lr=learning_rate, weight_decay=0.02)
-    warm_up = max(1, min(100, steps // 10))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda step: min((step + 1) / warm_up, 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))),
-    )
+    optimiser, schedule = _optimiser(scorer, steps, learning_rate)
     scorer.train()
     for step in range(steps):
         scenes = take(pool, torch.randint(_PRESAMPLED, (batch,), device=device, generator=generator))

@@ -33,7 +33,8 @@ class _Layer(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, T, D]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=attend)
         x = x + self.out(mixed.transpose(1, 2).reshape(batch, tokens, width))
-        return x + self.mlp(self.mlp_norm(x))
+        mapped: Tensor = self.mlp(self.mlp_norm(x))
+        return x + mapped
 
 
 class WordEncoder(nn.Module):

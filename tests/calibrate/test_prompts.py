@@ -82,6 +82,7 @@ def test_parquet_and_column_order_of_preference(tmp_path):
     assert load_prompts(source).prompts == ("a",)
     assert load_prompts(source).blank == 1
     assert load_prompts(source, column="text").prompts == ("t", "u")
+    assert "holds no rows" in one_line_error(write_parquet(tmp_path, "empty.parquet", {"prompt": []}))
     assert "column 'n' holds int64, expected text" in one_line_error(source, column="n")
     assert "no column 'x'; the columns are ['text', 'prompt', 'n']" in one_line_error(source, column="x")
 
@@ -136,7 +137,8 @@ def test_missing_file_and_folder_get_a_hint(tmp_path):
     assert "no such file; did you mean prompts.txt?" in one_line_error(str(tmp_path / "promts.txt"))
     assert f"the folder {tmp_path / 'no'} does not exist" in one_line_error(str(tmp_path / "no" / "p.txt"))
     assert "is a folder; pass a file in it: prompts.txt" in one_line_error(str(tmp_path))
-    assert "no such file" in one_line_error("a red cube on a blue sphere " * 20)
+    assert "a red cube: no such file" in one_line_error("a red cube")
+    assert "cannot be read (File name too long)" in one_line_error("a red cube on a blue sphere " * 20)
     assert "no prompts given" in one_line_error("")
 
 
