@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from .model import ModelProfile
 from .schedule import Schedule, TokenRule
 
+ROWLESS = frozenset(("summed", "noise", "entropy", "cfg", "tau"))
+"""State that has a batch of images, or nothing, in front; everything else has rows and loses the unconditional ones."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScalePlan:

@@ -202,8 +202,10 @@ class Schedule:
         for index, item in enumerate(data.get("scales") or ()):
             place = f"{where}: scales[{index}]"
             if isinstance(item, dict) and item.get("tokens") is not None:
-                item = {**item, "tokens": build(TokenRule, item["tokens"], f"{place}.tokens", ScheduleError)}
-            rules.append(build(ScaleRule, item, place, ScheduleError))
+                tokens = build(TokenRule, item["tokens"], f"{place}.tokens", ScheduleError)
+                rules.append(build(ScaleRule, {**item, "tokens": tokens}, place, ScheduleError))
+            else:
+                rules.append(build(ScaleRule, item, place, ScheduleError))
         return build(cls, {**data, "scales": tuple(rules)}, where, ScheduleError)
 
     def save(self, path: Path) -> None:

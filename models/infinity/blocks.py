@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from ...plugins.flash_attention_entropy import flash_attention_entropy
 from ...profiles.model import TransformerConfig
 from ..layers import Linear, modulate, rows_linear
-from .rope import rotate
+from .rope import Rope, rotate
 
 MAX_SCALE_MUL = math.log(100)
 MLP_MULTIPLE = 256
@@ -41,7 +41,7 @@ class SelfAttention(nn.Module):
         self.mat_qkv = Linear(width, 3 * width, bias=False)
         self.proj = Linear(width, width)
 
-    def project(self, x: Tensor, rope: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
         """`[R, N, C]` -> q, k, v, each `[R, H, N, D]`; k is in the form that is cached."""
         bias = torch.cat([self.q_bias, self.zero_k_bias, self.v_bias])
         qkv = rows_linear(x, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
@@ -52,13 +52,13 @@ class SelfAttention(nn.Module):
         return q, k, v
 
     def forward(
-        self, x: Tensor, rope: Tensor, past: tuple[Tensor, Tensor] | None, with_entropy: bool
+        self, x: Tensor, rope: Rope, past: tuple[Tensor, Tensor] | None, with_entropy: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Attend from x to the past and x itself, without a mask.
 
         Args:
             x: `[R, N, C]`, normalised and modulated.
-            rope: Table of the tokens of x, see `rope.rotate`.
+            rope: Table of the tokens of x.
             past: k and v `[R, H, P, D]` of earlier scales, or None.
             with_entropy: Also return the entropy of every head and token.
 
@@ -126,7 +126,7 @@ class Block(nn.Module):
         self,
         x: Tensor,
         shared: Tensor,
-        rope: Tensor,
+        rope: Rope,
         text: tuple[Tensor, Tensor, Tensor],
         past: tuple[Tensor, Tensor] | None,
         with_entropy: bool,
@@ -136,7 +136,7 @@ class Block(nn.Module):
         Args:
             x: Residual stream `[R, N, C]`.
             shared: Output of the shared modulation `[R, 1, 6, C]`.
-            rope: See `rope.rotate`.
+            rope: Table of the tokens of x.
             text: k, v `[R, H, T, D]` and mask `[R, 1, 1, T]` of the cross-attention.
             past: k, v of earlier scales, or None.
             with_entropy: Whether the entropy is read.

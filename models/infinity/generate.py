@@ -10,7 +10,7 @@ from torch import Tensor
 from ...profiles.model import ModelProfile
 from ...profiles.plan import ScalePlan, plan_scales
 from ...profiles.schedule import Schedule
-from .step import ScaleStep, State
+from .step import ScaleStep, State, narrow_rows
 from .transformer import Condition, Infinity
 
 OnScale = Callable[[ScalePlan, State], None]
@@ -91,6 +91,8 @@ def generate(
     cfg, tau = (profile.sampling.per_scale(name, len(profile.sizes)) for name in ("cfg", "tau"))
     for step in steps:
         plan = step.plan
+        if plan.drops_guidance:
+            state = narrow_rows(state, text.shape[0])
         state["noise"] = noise[:, plan.offset : plan.offset + plan.count]
         state["cfg"], state["tau"] = (text.new_tensor([values[plan.scale]]) for values in (cfg, tau))
         out = step(state)

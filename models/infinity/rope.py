@@ -38,13 +38,17 @@ def rope_table(size: Size, reference: Size, head_width: int) -> Tensor:
     return torch.stack([angles.cos(), angles.sin()])
 
 
-def rotate(x: Tensor, table: Tensor) -> Tensor:
+Rope = tuple[Tensor, Tensor]
+"""Cosines and sines, each `[N, D / 2]`, or `[R, 1, N, D / 2]` where each row has its own tokens."""
+
+
+def rotate(x: Tensor, rope: Rope) -> Tensor:
     """Turn interleaved pairs (2p, 2p + 1) of the head vector.
 
     Args:
         x: `[R, H, N, D]`.
-        table: `[2, N, D / 2]`, or `[2, R, 1, N, D / 2]` where each row has its own tokens.
+        rope: Cosines and sines of the tokens of x.
     """
-    cos, sin = table[0], table[1]
+    cos, sin = rope
     even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([cos * even - sin * odd, sin * even + cos * odd], dim=-1).flatten(-2)
+    return torch.stack([cos * even - sin * odd, sin * even + cos * odd], dim=-1).flatten(-2).to(x.dtype)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ...profiles.geometry import Size
 from .quantizer import resize
+from .rope import Rope
 
 
 def select_tokens(score: str, count: int, size: Size, batch: int, entropy: Tensor | None, seed: int) -> Tensor:
@@ -37,6 +38,7 @@ def scatter_tokens(x: Tensor, index: Tensor, part: Tensor) -> Tensor:
     return x.scatter(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]), part)
 
 
-def gather_rope(table: Tensor, index: Tensor) -> Tensor:
-    """Rotary table `[2, N, D / 2]` of each row's own tokens `[R, n]` -> `[2, R, 1, n, D / 2]`."""
-    return table[:, index].unsqueeze(2)
+def gather_rope(rope: Rope, index: Tensor) -> Rope:
+    """Rotary table of all tokens -> that of each row's own tokens `[R, n]`."""
+    cos, sin = rope
+    return cos[index].unsqueeze(1), sin[index].unsqueeze(1)

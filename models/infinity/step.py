@@ -1,6 +1,6 @@
 """One scale as a pure function: state in, state out. The unit that calibration, export, CUDA graphs and tests all use.
 
-The state is a mapping of named tensors (B images; R rows, B conditional and then B unconditional where guidance runs):
+The state is a mapping of named tensors (B images; R rows, B conditional and then B unconditional while guidance runs):
 
     summed                      [B, d, H, W] running sum of codes (absent before the first scale)
     sos, shared, head, mask     the condition, see `transformer.Condition`
@@ -11,6 +11,7 @@ The state is a mapping of named tensors (B images; R rows, B conditional and the
     noise                       [B, N, d] uniform in [0, 1), this scale's
     cfg, tau                    [1] guidance strength and temperature of this scale
 
+Where a schedule drops guidance, the caller narrows the state to its conditional rows first (`narrow_rows`).
 A schedule changes the function by rules (drop rows, skip layers, gather kept tokens, scatter), never by a second model.
 """
 
@@ -23,14 +24,19 @@ from torch import Tensor, nn
 
 from ...profiles.geometry import rope_reference
 from ...profiles.model import ModelProfile
-from ...profiles.plan import ScalePlan
+from ...profiles.plan import ROWLESS, ScalePlan
 from .blocks import Block
 from .quantizer import bit_probability, bits_to_code, latent_size, resize, tokens_of
-from .rope import rope_table
+from .rope import Rope, rope_table
 from .select import gather_rope, gather_tokens, scatter_tokens, select_tokens
 from .transformer import Infinity
 
 State = dict[str, Tensor]
+
+
+def narrow_rows(state: Mapping[str, Tensor], batch: int) -> State:
+    """The state with its conditional rows only: views, no copies."""
+    return {name: value if name in ROWLESS else value[:batch] for name, value in state.items()}
 
 
 class ScaleStep(nn.Module):
@@ -88,9 +94,7 @@ class ScaleStep(nn.Module):
     def forward(self, state: Mapping[str, Tensor]) -> State:
         """Run the scale: `input_names()` in, `output_names()` out, and `observed.*` where asked."""
         plan, out = self.plan, State()
-        # a slice to B rows is how dropped guidance looks; to R rows it does nothing
-        rows = plan.rows * state["noise"].shape[0]
-        x, rope = self._embed(state), self.rope
+        x, rope = self._embed(state), (self.rope[0], self.rope[1])
         kept = self._select(state) if plan.tokens is not None else None
         if kept is not None and self.holds:
             x, rope = gather_tokens(x, kept), gather_rope(rope, kept)
@@ -98,21 +102,21 @@ class ScaleStep(nn.Module):
             if layer and layer % self.chunk == 0:
                 x = x + self.model.lvl_embed.weight[plan.scale]
             if plan.kept[layer]:
-                x = self._layer(layer, block, x, rope, kept, state, rows, out)
+                x = self._layer(layer, block, x, rope, kept, state, out)
             if layer in self.mixed_layers and plan.guidance:
                 mixed = self._mix(x, state)
                 x = torch.cat([mixed, mixed])
-        logits = self._logits(x, state, rows)
+        logits = self._logits(x, state)
         self._emit(logits, state, kept if self.holds else None, out)
-        return out
+        # export names outputs by position
+        return {name: out.pop(name) for name in self.output_names()} | out
 
     def _embed(self, state: Mapping[str, Tensor]) -> Tensor:
         """Residual stream before block 0: `[R, N, C]`."""
         plan, model = self.plan, self.model
         level = model.lvl_embed.weight[plan.scale]
         if plan.scale == 0:
-            rows = plan.rows * state["noise"].shape[0]
-            return state["sos"][:rows].unsqueeze(1) + model.pos_start + level
+            return state["sos"].unsqueeze(1) + model.pos_start + level
         tokens = tokens_of(state["summed"], plan.size, self.profile.transformer.patchify)
         x = model.word_embed(tokens)
         return (torch.cat([x, x]) if plan.guidance else x) + level
@@ -132,10 +136,9 @@ class ScaleStep(nn.Module):
         layer: int,
         block: Block,
         x: Tensor,
-        rope: Tensor,
+        rope: Rope,
         kept: Tensor | None,
         state: Mapping[str, Tensor],
-        rows: int,
         out: State,
     ) -> Tensor:
         """One layer, on all tokens of x or on the kept ones only."""
@@ -145,10 +148,10 @@ class ScaleStep(nn.Module):
         index = kept[:, : plan.kept[layer]].sort(dim=-1).values if kept is not None and pruned else None
         part = x if index is None else gather_tokens(x, index)
         table = rope if index is None else gather_rope(rope, index)
-        text = (state[f"ca_k.{layer}"][:rows], state[f"ca_v.{layer}"][:rows], state["mask"][:rows])
-        past = (state[f"k.{layer}"][:rows], state[f"v.{layer}"][:rows]) if plan.past[layer] else None
+        text = (state[f"ca_k.{layer}"], state[f"ca_v.{layer}"], state["mask"])
+        past = (state[f"k.{layer}"], state[f"v.{layer}"]) if plan.past[layer] else None
         writes = plan.writes_entropy and layer == plan.entropy_layer
-        y, k, v, entropy = block(part, state["shared"][:rows], table, text, past, writes or self.observe)
+        y, k, v, entropy = block(part, state["shared"], table, text, past, writes or self.observe)
         if not plan.last:
             out[f"k.{layer}"], out[f"v.{layer}"] = k, v
         if writes and entropy is not None:
@@ -161,7 +164,7 @@ class ScaleStep(nn.Module):
         if index is None:
             return y  # type: ignore[no-any-return]
         if layer in plan.delta_layers:
-            x = x + resize(state[f"delta.{layer}"][:rows], plan.size).flatten(2).transpose(1, 2)
+            x = x + resize(state[f"delta.{layer}"], plan.size).flatten(2).transpose(1, 2)
         return scatter_tokens(x, index, y)
 
     def _entropy_map(self, entropy: Tensor, index: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
@@ -177,9 +180,9 @@ class ScaleStep(nn.Module):
         batch = state["noise"].shape[0]
         return state["cfg"] * rows[:batch] + (1 - state["cfg"]) * rows[batch:]
 
-    def _logits(self, x: Tensor, state: Mapping[str, Tensor], rows: int) -> Tensor:
+    def _logits(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """Bit logits after temperature and guidance: `[B, n, 2 d]`."""
-        logits = self.model.logits(x, state["head"][:rows]) * (1 / state["tau"])
+        logits = self.model.logits(x, state["head"]) * (1 / state["tau"])
         if self.plan.guidance and self.mixes_logits:
             return self._mix(logits, state)
         return logits[: state["noise"].shape[0]]

@@ -6,12 +6,14 @@ official weights are fp16; on the CPU they run in fp32 whatever dtype is asked, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...profiles.errors import CheckpointError, PromptError, ToprovarError
 from ..fetch import list_files
+from . import TextFeatures
 
 if TYPE_CHECKING:
     import torch
@@ -93,6 +95,11 @@ class T5TextEncoder:
         # the encoder also computes something at the padding, and it need not be finite in fp16
         features = torch.where(mask.bool().unsqueeze(-1), hidden.float(), 0.0)
         return features, mask.sum(dim=-1)
+
+    def encode_prompts(self, prompts: Sequence[str]) -> TextFeatures:
+        """Features, lengths and which prompts lost their end; see `encode`."""
+        features, lengths = self.encode(list(prompts))
+        return TextFeatures(features, lengths, tuple(self.truncated(list(prompts))))
 
     def truncated(self, prompts: list[str]) -> list[bool]:
         """Whether each prompt has more than 512 tokens, so that `encode` drops its end."""

@@ -33,7 +33,7 @@ class Run:
     @property
     def half(self) -> bool:
         """Whether blocks compute in bf16: on CUDA, and on processors that multiply bf16."""
-        return self.cuda or torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        return self.cuda or (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
     def compile(self, function: F) -> F:
         """The function, compiled where the run asks for it."""

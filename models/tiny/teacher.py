@@ -18,7 +18,7 @@ from ...profiles.geometry import Size, rope_reference
 from ...profiles.model import ModelProfile
 from ..infinity.blocks import Block
 from ..infinity.quantizer import bits_to_code, resize, tokens_of
-from ..infinity.rope import rope_table
+from ..infinity.rope import Rope, rope_table
 from ..infinity.transformer import Infinity
 from ..layers import modulate
 
@@ -78,8 +78,7 @@ def sliced_attention(sizes: Sequence[Size]) -> Attention:
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         parts = [
-            F.scaled_dot_product_attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end], scale=1.0)
-            for start, end in spans
+            F.scaled_dot_product_attention(q[:, :, start:end], k[:, :, :end], v[:, :, :end], scale=1.0) for start, end in spans
         ]
         return torch.cat(parts, dim=2)
 
@@ -97,7 +96,7 @@ def flex_attention_on(sizes: Sequence[Size], device: torch.device) -> Attention:
 
 
 def block_forward(
-    block: Block, x: Tensor, shared: Tensor, rope: Tensor, text: tuple[Tensor, Tensor, Tensor], attention: Attention
+    block: Block, x: Tensor, shared: Tensor, rope: Rope, text: tuple[Tensor, Tensor, Tensor], attention: Attention
 ) -> Tensor:
     """One block over the whole sequence; same mathematics as `Block.forward`, with a block-causal mask.
 
@@ -147,7 +146,7 @@ class Teacher(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))
         for layer, block in enumerate(model.blocks()):
             memory = (condition.keys[layer], condition.values[layer], condition.mask.to(condition.keys[layer].dtype))
-            x = self.block(block, x, condition.shared, self.rope, memory, self.attention)
+            x = self.block(block, x, condition.shared, (self.rope[0], self.rope[1]), memory, self.attention)
         zero, one = model.logits(x, condition.head).float().unflatten(-1, (-1, 2)).unbind(-1)
         loss = F.binary_cross_entropy_with_logits(one - zero, targets.bits.float(), reduction="none")
         return loss.mean(dim=(0, 2))

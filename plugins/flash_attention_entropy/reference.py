@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# one [B, H, chunk, Nk] fp32 buffer is all that is ever materialised
-_BUFFER_ELEMENTS = 1 << 25
+# at most one fp32 buffer of this size is materialised: 8 MB stays in a cache
+_BUFFER_ELEMENTS = 1 << 21
 
 
 def attention_with_entropy(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

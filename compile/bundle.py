@@ -1,0 +1,159 @@
+"""Build an engine bundle: export every subgraph, lay the weights out once, write the manifest, then swap it in.
+
+The bundle is made in a folder beside its destination and renamed when it is complete; an older bundle stays until then.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from .. import __version__
+from ..models.infinity.generate import build_steps
+from ..models.load import LoadedModel
+from ..models.text.words import WordTextEncoder
+from ..profiles.baselines import dense
+from ..profiles.errors import BundleError
+from ..profiles.manifest import MANIFEST, SCHEDULE, WEIGHTS, EngineManifest, FileEntry, Graph, ScaleGraph, sha256_of
+from ..profiles.plan import scale_flops, schedule_flops
+from ..profiles.schedule import Schedule
+from .graphs import OPSET, Exported, export_conditioning, export_decoder, export_scale, export_words
+from .weight_store import WeightStore, place
+
+Job = tuple[str, Callable[[], Exported]]
+Progress = Callable[[str], None]
+PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "numpy")
+
+
+def build_bundle(model: LoadedModel, schedule: Schedule, out: Path, text: dict[str, Any], progress: Progress) -> EngineManifest:
+    """Export everything and put the bundle in place.
+
+    Args:
+        model: fp32, on the CPU.
+        schedule: Fits the model's profile.
+        out: Folder of the bundle; an existing bundle there is replaced, anything else is refused.
+        text: How the run time makes the text encoder again; recorded in the manifest.
+        progress: Called with the name of each graph before it is exported.
+
+    Raises:
+        BundleError: `out` is a folder that holds something else than a bundle.
+    """
+    check_destination(out)
+    work = out.with_name(f".{out.name}.building")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        manifest = _build(model, schedule, work, text, progress)
+        _swap(work, out)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return manifest
+
+
+def check_destination(out: Path) -> None:
+    """Refuse to replace what is no bundle."""
+    if out.is_file() or (out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).exists()):
+        raise BundleError(f"{out}: exists and is no engine bundle; choose another --out or remove it")
+
+
+def scale_file(scale: int) -> str:
+    """A scale's graph; beside the weights, since ONNX refuses external data outside the graph's own folder."""
+    return f"scale_{scale:02d}.onnx"
+
+
+def graph_files(schedule: Schedule) -> tuple[str, ...]:
+    """Files of the subgraphs, in the order they are built."""
+    scales = tuple(scale_file(rule.scale) for rule in schedule.scales if rule.run)
+    return ("condition.onnx", *scales, "decoder.onnx")
+
+
+def _jobs(model: LoadedModel, schedule: Schedule, store: WeightStore) -> Iterator[Job]:
+    profile = model.profile
+    if isinstance(model.text, WordTextEncoder):
+        encoder = model.text.encoder
+        yield "words.onnx", lambda: export_words(encoder, encoder.max_length, store)
+    yield "condition.onnx", lambda: export_conditioning(model.transformer, store)
+    for step in build_steps(model.transformer, profile, schedule):
+        yield scale_file(step.plan.scale), lambda step=step: export_scale(step, store)  # type: ignore[misc]
+    latent = (profile.vae.bits, *profile.latent_size)
+    yield "decoder.onnx", lambda: export_decoder(model.vae.decoder, latent, store)
+
+
+def _build(model: LoadedModel, schedule: Schedule, work: Path, text: dict[str, Any], progress: Progress) -> EngineManifest:
+    store = WeightStore()
+    store.register("transformer", model.transformer)
+    store.register("vae.decoder", model.vae.decoder)
+    if isinstance(model.text, WordTextEncoder):
+        store.register("text_encoder", model.text.encoder)
+    exported: dict[str, Exported] = {}
+    for name, job in _jobs(model, schedule, store):
+        progress(name)
+        exported[name] = job()
+    progress(WEIGHTS)
+    layout = store.save(work / WEIGHTS)
+    for name, graph in exported.items():
+        place(graph.proto, graph.weights, layout)
+        (work / name).write_bytes(graph.proto.SerializeToString(deterministic=True))
+        onnx.checker.check_model(str(work / name))
+    schedule.save(work / SCHEDULE)
+    manifest = _manifest(model, schedule, text, exported, work)
+    (work / MANIFEST).write_bytes(manifest.to_json())
+    return manifest
+
+
+def _manifest(
+    model: LoadedModel, schedule: Schedule, text: dict[str, Any], exported: dict[str, Exported], work: Path
+) -> EngineManifest:
+    profile = model.profile
+    graphs = {name: Graph(file=name, inputs=graph.inputs, outputs=graph.outputs) for name, graph in exported.items()}
+    scales = []
+    for step in build_steps(model.transformer, profile, schedule):
+        plan = step.plan
+        scales.append(
+            ScaleGraph(
+                scale=plan.scale,
+                graph=graphs[scale_file(plan.scale)],
+                offset=plan.offset,
+                tokens=plan.count,
+                guidance=plan.guidance,
+                flops=scale_flops(plan, profile),
+            )
+        )
+    files = {
+        path.relative_to(work).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path))
+        for path in sorted(work.rglob("*"))
+        if path.is_file()
+    }
+    return EngineManifest(
+        toprovar=__version__,
+        target="onnx",
+        profile=profile.to_dict(),
+        schedule_sha256=schedule.digest(),
+        policy=schedule.policy,
+        flops_speedup=schedule_flops(dense(profile), profile) / schedule_flops(schedule, profile),
+        weights=model.digests,
+        prompts_sha256=str(schedule.provenance.get("prompts", {}).get("sha256", "")),
+        versions={**{name: version(name) for name in PACKAGES}, "opset": str(OPSET)},
+        text_encoder=text,
+        condition=graphs["condition.onnx"],
+        decoder=graphs["decoder.onnx"],
+        words=graphs.get("words.onnx"),
+        scales=tuple(scales),
+        files=files,
+    )
+
+
+def _swap(work: Path, out: Path) -> None:
+    """Put the finished folder in place of an older bundle."""
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if out.exists():
+        out.rename(old)
+    work.rename(out)
+    shutil.rmtree(old, ignore_errors=True)

@@ -1,0 +1,98 @@
+"""One copy of the weights for all subgraphs: ONNX initializers that point into one safetensors file.
+
+A safetensors file is a header and raw tensors, so an initializer that names the file, an offset and a length is plain ONNX
+external data: ONNX Runtime maps it, any tool opens it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..profiles.manifest import WEIGHTS
+
+# smaller constants stay in the graph, where shape inference reads them
+EXTERNAL_BYTES = 1024
+
+
+class WeightStore:
+    """Collects tensors under stable names and lays them out in one file."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self._names: dict[tuple[int, torch.Size], str] = {}
+
+    def register(self, prefix: str, module: nn.Module) -> None:
+        """Make a module's parameters known as `prefix.name`."""
+        for name, tensor in module.state_dict(keep_vars=True).items():
+            if tensor.is_floating_point():
+                key = f"{prefix}.{name}"
+                self._names[tensor.data_ptr(), tensor.shape] = key
+                self.tensors[key] = tensor.detach()
+
+    def name_of(self, value: Tensor) -> str:
+        """The name under which a tensor is stored; one that is no parameter is stored by its content."""
+        known = self._names.get((value.data_ptr(), value.shape))
+        if known is not None:
+            return known
+        # a reshaped parameter shares its memory, and safetensors stores no memory twice
+        value = value.detach().clone(memory_format=torch.contiguous_format)
+        array = value.numpy()
+        digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()[:16]
+        name = f"constants.{digest}"
+        self.tensors.setdefault(name, value)
+        return name
+
+    def save(self, path: Path) -> dict[str, tuple[int, int]]:
+        """Write the file; returns offset and length in bytes of every tensor."""
+        save_file({name: tensor.contiguous() for name, tensor in self.tensors.items()}, path)
+        path.chmod(0o644)
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(size))
+        start = 8 + size
+        return {
+            name: (start + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
+            for name, entry in header.items()
+            if name != "__metadata__"
+        }
+
+
+def externalize(model: Any, store: WeightStore) -> dict[str, str]:
+    """Point the large initializers of an exported model (`onnx_ir.Model`) at the store, in place.
+
+    Returns:
+        The store's name of each external initializer; offsets are filled in by `place` once the file is laid out.
+    """
+    import onnx_ir as ir
+
+    names = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor.nbytes < EXTERNAL_BYTES:
+            continue
+        raw = getattr(tensor, "raw", None)
+        content = raw if isinstance(raw, Tensor) else torch.from_numpy(np.ascontiguousarray(tensor.numpy()))
+        names[name] = store.name_of(content)
+        value.const_value = ir.ExternalTensor(
+            WEIGHTS, 0, tensor.nbytes, tensor.dtype, name=name, shape=tensor.shape, base_dir=""
+        )
+    return names
+
+
+def place(proto: Any, names: dict[str, str], layout: dict[str, tuple[int, int]]) -> None:
+    """Fill in where each external initializer of a model proto lies, in place."""
+    for initializer in proto.graph.initializer:
+        if initializer.name in names:
+            offset, length = layout[names[initializer.name]]
+            fields = {"location": WEIGHTS, "offset": str(offset), "length": str(length)}
+            del initializer.external_data[:]
+            for key, value in fields.items():
+                initializer.external_data.add(key=key, value=value)

@@ -1,0 +1,146 @@
+"""From a profile and what the user points at to a model in memory: strict, one copy, every file's SHA-256 on record."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ..profiles.errors import CheckpointError
+from ..profiles.model import FOLDER, ModelProfile
+from .checkpoint import fetch_weights, load_into, open_checkpoint, random_weights
+from .infinity.transformer import Infinity
+from .infinity.vae import BsqVae
+from .text import TextEncoder
+from .text.random_features import RandomTextEncoder
+from .text.t5 import T5TextEncoder
+from .text.words import WordTextEncoder
+from .tiny.text_encoder import WordEncoder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightOptions:
+    """Where weights come from.
+
+    Attributes:
+        weights: Path or hub id of the transformer, `random`, or None for the profile's own.
+        vae: Path or hub id of the VAE, or None for the profile's own.
+        text_encoder: Path or hub id of the text encoder, or None for the profile's own.
+        revision: Branch, tag or commit of every hub id.
+        seed: Of random weights.
+    """
+
+    weights: str | None = None
+    vae: str | None = None
+    text_encoder: str | None = None
+    revision: str | None = None
+    seed: int = 0
+
+    @property
+    def random(self) -> bool:
+        return self.weights == "random"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedModel:
+    """A model ready to run on one device.
+
+    Attributes:
+        profile: Architecture, geometry and sampling.
+        transformer: In evaluation mode.
+        vae: In evaluation mode.
+        text: Prompts to features.
+        digests: SHA-256 of every weight file by part and name; for random weights the seed.
+    """
+
+    profile: ModelProfile
+    transformer: Infinity
+    vae: BsqVae
+    text: TextEncoder
+    digests: dict[str, str]
+
+    def weights_digest(self) -> str:
+        """One SHA-256 over all of them."""
+        return hashlib.sha256(json.dumps(self.digests, sort_keys=True).encode()).hexdigest()
+
+
+def load_model(
+    profile: ModelProfile,
+    options: WeightOptions,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> LoadedModel:
+    """Load or draw all weights of a profile.
+
+    Raises:
+        CheckpointError: Files are missing, damaged, or do not fit the profile.
+    """
+    digests: dict[str, str] = {}
+    with torch.device("meta"):
+        transformer, vae = Infinity(profile.transformer), BsqVae(profile.vae)
+    for name, module, spec in (
+        ("transformer", transformer, _source(profile, options, "transformer", options.weights)),
+        ("vae", vae, _source(profile, options, "vae", options.vae)),
+    ):
+        _fill(name, module, spec, options, dtype, device, digests)
+    text = _text_encoder(profile, options, dtype, device, digests)
+    return LoadedModel(profile=profile, transformer=transformer.eval(), vae=vae.eval(), text=text, digests=digests)
+
+
+def _source(profile: ModelProfile, options: WeightOptions, part: str, given: str | None) -> str:
+    """What the user gave, else the file that ships, else the profile's hub file; `random` where asked."""
+    if given is not None:
+        return given
+    if options.random:
+        return "random"
+    bundled = FOLDER / profile.name / f"{part}.safetensors"
+    if bundled.exists():
+        return str(bundled)
+    file = getattr(profile.weights, part, "")
+    if profile.weights.repo and file:
+        return f"{profile.weights.repo}:{file}"
+    raise CheckpointError(f"{profile.name}: no {part} weights are known for this profile; pass a path or `--weights random`")
+
+
+def _fill(
+    name: str,
+    module: torch.nn.Module,
+    spec: str,
+    options: WeightOptions,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    digests: dict[str, str],
+) -> None:
+    """Give a module on the meta device its weights."""
+    if spec == "random":
+        random_weights(module, options.seed, dtype, device)
+        digests[name] = f"random, seed {options.seed}"
+        return
+    checkpoint = open_checkpoint(Path(fetch_weights(spec, options.revision)), key="vae" if name == "vae" else None)
+    load_into(module, checkpoint, dtype, device=device)
+    digests |= {f"{name}/{file}": digest for file, digest in checkpoint.digest().items()}
+
+
+def _text_encoder(
+    profile: ModelProfile,
+    options: WeightOptions,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    digests: dict[str, str],
+) -> TextEncoder:
+    if profile.text.kind == "t5":
+        # with random weights the text is as good as random too: no 5 GB download for latency work
+        if options.random and options.text_encoder is None:
+            digests["text_encoder"] = "none: random features"
+            return RandomTextEncoder(profile.transformer.text_channels, profile.text.max_length, options.seed)
+        source = options.text_encoder or profile.text.source
+        digests["text_encoder"] = f"{source}@{options.revision or 'main'}"
+        return T5TextEncoder.load(source, options.revision, device=device)
+    with torch.device("meta"):
+        encoder = WordEncoder(width=profile.transformer.text_channels, max_length=profile.text.max_length)
+    spec = _source(profile, options, "text_encoder", options.text_encoder)
+    _fill("text_encoder", encoder, spec, options, dtype, device, digests)
+    return WordTextEncoder(encoder)

@@ -1,0 +1,174 @@
+"""The engine bundle's manifest: which file is which graph, what goes in and out, and the SHA-256 of everything."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import BundleError
+from .model import ModelProfile
+from .strict import build
+
+MANIFEST = "manifest.json"
+SCHEDULE = "schedule.yaml"
+WEIGHTS = "weights.safetensors"
+TARGETS = ("onnx",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """One subgraph: its file in the bundle and the names of its tensors, in order."""
+
+    file: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        for name in ("inputs", "outputs"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScaleGraph:
+    """The subgraph of one scale that runs.
+
+    Attributes:
+        scale: 0-based index.
+        graph: Its file; inputs and outputs are names of the state.
+        offset: First token of the scale in the image's noise.
+        tokens: Tokens of the scale, h * w.
+        guidance: Whether unconditional rows run.
+        flops: Of the scale, an image.
+    """
+
+    scale: int
+    graph: Graph
+    offset: int
+    tokens: int
+    guidance: bool
+    flops: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """Size in bytes and SHA-256 of one file."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineManifest:
+    """What a bundle is, and all that must be true before it runs.
+
+    Attributes:
+        toprovar: Version that built it.
+        target: `onnx`.
+        profile: The model profile, as a mapping.
+        schedule_sha256: Digest of what runs (`Schedule.digest`).
+        policy: How the schedule was made.
+        flops_speedup: Dense FLOPs over the schedule's.
+        weights: SHA-256 of the weight files it was built from, by part.
+        prompts_sha256: Of the calibration prompts, or empty.
+        versions: Of the packages that built it.
+        text_encoder: `kind` and what is needed to make it again.
+        condition: Subgraph of the text conditioning.
+        decoder: Subgraph of the VAE decoder.
+        words: Subgraph of the word-level text encoder, or None.
+        scales: Coarse to fine.
+        files: Every file of the bundle but the manifest.
+    """
+
+    toprovar: str
+    target: str
+    profile: dict[str, Any]
+    schedule_sha256: str
+    policy: str
+    flops_speedup: float
+    weights: dict[str, str]
+    prompts_sha256: str
+    versions: dict[str, str]
+    text_encoder: dict[str, Any]
+    condition: Graph
+    decoder: Graph
+    words: Graph | None
+    scales: tuple[ScaleGraph, ...]
+    files: dict[str, FileEntry] = field(default_factory=dict)
+
+    def model_profile(self) -> ModelProfile:
+        return ModelProfile.from_dict(self.profile, f"{MANIFEST}: profile")
+
+    def to_json(self) -> bytes:
+        """Deterministic JSON, as it stands in the file."""
+        return (json.dumps({"format": 1, **asdict(self)}, indent=1, sort_keys=True) + "\n").encode()
+
+    @classmethod
+    def load(cls, folder: Path) -> EngineManifest:
+        """Read `manifest.json` of a bundle.
+
+        Raises:
+            BundleError: There is none, or it is damaged or of another format.
+        """
+        path = folder / MANIFEST
+        if not folder.is_dir():
+            raise BundleError(f"{folder}: no such bundle; build one with `build-engine --out {folder}`")
+        if not path.is_file():
+            raise BundleError(f"{folder}: is no engine bundle, it has no {MANIFEST}; build one with `build-engine`")
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+            raise BundleError(f"{path}: damaged ({problem}); build the bundle again") from problem
+        if not isinstance(data, dict) or data.pop("format", None) != 1:
+            raise BundleError(f"{path}: is of another format; this version reads format 1, build the bundle again")
+        return cls._from_dict(data, str(path))
+
+    @classmethod
+    def _from_dict(cls, data: dict[str, Any], where: str) -> EngineManifest:
+        def graph(value: Any, name: str) -> Graph:
+            return build(Graph, value, f"{where}: {name}", BundleError)
+
+        data = dict(data)
+        try:
+            for name in ("condition", "decoder", "words"):
+                if data[name] is not None:
+                    data[name] = graph(data[name], name)
+            data["scales"] = tuple(
+                build(ScaleGraph, {**s, "graph": graph(s["graph"], "scales")}, f"{where}: scales", BundleError)
+                for s in data["scales"]
+            )
+            data["files"] = {
+                name: build(FileEntry, entry, f"{where}: files: {name}", BundleError) for name, entry in data["files"].items()
+            }
+        except (KeyError, TypeError, AttributeError) as problem:
+            raise BundleError(f"{where}: damaged ({problem!r}); build the bundle again") from problem
+        return build(cls, data, where, BundleError)
+
+    def verify(self, folder: Path) -> None:
+        """Compare every file with its recorded size and SHA-256.
+
+        Raises:
+            BundleError: Files are missing or differ; all of them are listed.
+        """
+        problems = []
+        for name, entry in sorted(self.files.items()):
+            path = folder / name
+            if not path.is_file():
+                problems.append(f"{name} is missing")
+            elif path.stat().st_size != entry.bytes:
+                problems.append(f"{name} has {path.stat().st_size} bytes instead of {entry.bytes}")
+            elif sha256_of(path) != entry.sha256:
+                problems.append(f"{name} has another SHA-256 than recorded")
+        if problems:
+            raise BundleError(f"{folder}: {'; '.join(problems)}; build the bundle again")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            digest.update(piece)
+    return digest.hexdigest()

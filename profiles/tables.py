@@ -1,0 +1,47 @@
+"""Plain-text tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .baselines import dense
+from .model import ModelProfile
+from .plan import plan_scales, scale_flops, schedule_flops
+from .schedule import Schedule
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned: the first to the left, the others to the right; the first row is the header."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join([lines[0].rstrip(), "-" * len(lines[0]), *(line.rstrip() for line in lines[1:])])
+
+
+def schedule_table(schedule: Schedule, profile: ModelProfile) -> str:
+    """What runs at each scale: tokens, rows, layers, kept tokens, FLOPs and their share of dense."""
+    full = dense(profile)
+    whole = {plan.scale: scale_flops(plan, profile) for plan in plan_scales(full)}
+    plans = {plan.scale: plan for plan in plan_scales(schedule)}
+    rows = [["scale", "h x w", "tokens", "rows", "layers", "kept", "fill", "GFLOP", "of dense"]]
+    for rule in schedule.scales:
+        name = [str(rule.scale), f"{rule.size[0]} x {rule.size[1]}", str(rule.count)]
+        plan = plans.get(rule.scale)
+        if plan is None:
+            rows.append([*name, "0", "0", "0", "not run", "0.00", "0 %"])
+            continue
+        flops = scale_flops(plan, profile)
+        kept = sorted({n for n in plan.kept if n})
+        span = str(kept[0]) if len(kept) == 1 else f"{kept[0]}..{kept[-1]}"
+        fill = plan.tokens.fill if plan.tokens else "-"
+        share = f"{flops / whole[rule.scale]:.0%}".replace("%", " %")
+        rows.append([*name, str(plan.rows), str(len(plan.layers)), span, fill, f"{flops / 1e9:.2f}", share])
+    total, base = schedule_flops(schedule, profile), schedule_flops(full, profile)
+    share = f"{total / base:.0%}".replace("%", " %")
+    rows.append(["all", "", str(sum(r.count for r in schedule.scales)), "", "", "", "", f"{total / 1e9:.2f}", share])
+    head = f"{schedule.model}: {schedule.policy}, {base / total:.2f}x fewer FLOPs than dense"
+    return f"{head}\n{table(rows)}"

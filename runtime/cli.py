@@ -1,0 +1,134 @@
+"""`run-engine`: prompts to PNG files."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..profiles.console import run_command
+from ..profiles.errors import PromptError, ToprovarError
+from ..profiles.tables import table
+
+if TYPE_CHECKING:
+    from .engine import Engine, Images
+
+MAX_BATCH = 64
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--engine", type=Path, required=True, help="bundle of `build-engine`")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", help="one prompt")
+    source.add_argument("--prompts", type=Path, help="text file, one prompt a line")
+    parser.add_argument("--negative-prompt", help="guide away from this text instead of the learned empty one")
+    parser.add_argument("--seed", type=int, default=0, help="of the first image of each prompt (default: 0)")
+    parser.add_argument("--num-images", type=int, default=1, help="images a prompt, with seeds counting up (default: 1)")
+    parser.add_argument("--batch", type=int, default=1, help="images drawn together (default: 1)")
+    parser.add_argument("--output", type=Path, default=Path("images"), help="folder of the PNG files (default: images)")
+    parser.add_argument("--text-encoder", help="folder or hub id, where the bundle's own is not at hand")
+    parser.add_argument("--threads", type=int, help="threads (default: all cores)")
+    parser.add_argument("--log-format", choices=("text", "json"), default="text", help="results as text or JSON lines")
+    parser.add_argument("--verbose", action="store_true", help="print the time of every scale")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Draw every image of every prompt."""
+    prompts = _prompts(args)
+    for name, least, most in (("seed", 0, 2**63 - 1), ("num_images", 1, 10**6), ("batch", 1, MAX_BATCH)):
+        if not least <= getattr(args, name) <= most:
+            raise ToprovarError(f"--{name.replace('_', '-')} must be {least} to {most}, got {getattr(args, name)}")
+    from tqdm import tqdm
+
+    from .engine import Engine
+
+    started = time.perf_counter()
+    engine = Engine(args.engine, args.threads)
+    loaded = time.perf_counter() - started
+    print(f"loaded {args.engine} in {loaded:.1f} s", file=sys.stderr)
+    jobs = [(prompt, args.seed + i) for prompt in prompts for i in range(args.num_images)]
+    digits = max(4, len(str(len(jobs) - 1)))
+    with tqdm(total=len(jobs), unit="image", disable=len(jobs) == 1) as bar:
+        for start, images, part in _draw(engine, jobs, args):
+            for offset, ((prompt, seed), pixels) in enumerate(zip(part, images.uint8(), strict=True)):
+                path = args.output / f"{start + offset:0{digits}d}_seed{seed}.png"
+                _save(engine, path, pixels, prompt, seed)
+                _tell(args, path, prompt, seed, images, len(part))
+            bar.update(len(part))
+    return 0
+
+
+def _draw(engine: Engine, jobs: list[tuple[str, int]], args: argparse.Namespace) -> Any:
+    """Yield (index of the first, images, jobs) for each batch."""
+    from .text import TextSource
+
+    texts = TextSource(engine, args.text_encoder)
+    for start in range(0, len(jobs), args.batch):
+        part = jobs[start : start + args.batch]
+        features = texts.encode([prompt for prompt, _ in part])
+        for (prompt, _), cut in zip(part, features.cut, strict=True):
+            if cut:
+                print(f"run-engine: warning: prompt is longer than the encoder takes and was cut: {prompt!r}", file=sys.stderr)
+        negative = None
+        if args.negative_prompt is not None:
+            other = texts.encode([args.negative_prompt] * len(part))
+            negative = (other.text, other.lengths)
+        yield start, engine.generate(features.text, features.lengths, [seed for _, seed in part], negative), part
+
+
+def _prompts(args: argparse.Namespace) -> list[str]:
+    if args.prompt is not None:
+        if not args.prompt.strip():
+            raise PromptError("--prompt is empty; give a text")
+        return [args.prompt]
+    try:
+        lines = args.prompts.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError as problem:
+        raise PromptError(f"{args.prompts}: no such file; --prompts takes a text file, one prompt a line") from problem
+    except (OSError, UnicodeDecodeError) as problem:
+        raise PromptError(f"{args.prompts}: is no text file ({problem}); --prompts takes one prompt a line") from problem
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise PromptError(f"{args.prompts}: holds no prompts; write one a line")
+    return prompts
+
+
+def _save(engine: Engine, path: Path, pixels: Any, prompt: str, seed: int) -> None:
+    from .images import save_png
+
+    manifest = engine.manifest
+    text = {
+        "prompt": prompt,
+        "seed": str(seed),
+        "schedule_sha256": manifest.schedule_sha256,
+        "policy": manifest.policy,
+        "model": engine.profile.name,
+        "weights": json.dumps(manifest.weights, sort_keys=True),
+        "toprovar": manifest.toprovar,
+    }
+    save_png(path, pixels, text)
+
+
+def _tell(args: argparse.Namespace, path: Path, prompt: str, seed: int, images: Images, batch: int) -> None:
+    """One line an image on stdout."""
+    total = sum(images.milliseconds.values())
+    if args.log_format == "json":
+        record = {"image": str(path), "prompt": prompt, "seed": seed, "latency_ms": total, "batch": batch}
+        print(json.dumps({**record, "milliseconds": images.milliseconds} if args.verbose else record), flush=True)
+        return
+    print(f"{path}  {total:.0f} ms  {prompt}", flush=True)
+    if args.verbose:
+        rows = [["graph", "ms"], *([name, f"{value:.1f}"] for name, value in images.milliseconds.items())]
+        print(table([*rows, ["all", f"{total:.1f}"]]), flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command("run-engine", add_arguments, run, "Run an engine bundle: prompts to PNG files.", argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

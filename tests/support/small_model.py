@@ -1,0 +1,40 @@
+"""A model of the shipped family that runs in a fraction of a second: random weights, 64 x 64 pixels, two layers."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import yaml
+from toprovar.calibrate.prompts import PromptSet
+from toprovar.models.load import LoadedModel, WeightOptions, load_model
+from toprovar.profiles.model import ModelProfile, load_profile
+
+PROMPTS = ("a red circle", "two blue stars", "a green square above a heart", "three rings", "a white cross", "a cup")
+
+
+def small_profile() -> ModelProfile:
+    """The tiny profile, smaller still, under its own name."""
+    tiny = load_profile("tiny")
+    transformer = replace(tiny.transformer, depth=2, width=64, heads=2, block_chunks=2)
+    return replace(tiny, name="small", transformer=transformer, pixel_budget="0.06M")
+
+
+@lru_cache(maxsize=1)
+def small_model() -> LoadedModel:
+    """One copy a process; nothing changes it."""
+    return load_model(small_profile(), WeightOptions(weights="random"))
+
+
+def prompt_set(prompts: tuple[str, ...] = PROMPTS) -> PromptSet:
+    """As `load_prompts` returns it."""
+    digest = hashlib.sha256("\n".join(prompts).encode()).hexdigest()
+    return PromptSet(prompts=prompts, source="prompts.txt", duplicates=0, blank=0, sha256=digest)
+
+
+def write_profile(path: Path) -> Path:
+    """The small profile as a user's file."""
+    path.write_text(yaml.safe_dump({"format": 1, **small_profile().to_dict()}))
+    return path
