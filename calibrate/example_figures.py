@@ -80,9 +80,7 @@ def entropy_maps(measurements: Measurements, layer: int) -> Any:
         for row, values in enumerate(maps):
             axes, image = sheet.panel(row, column), sheet.images[row]
             axes.imshow(_grey(image), cmap="gray", vmin=0, vmax=1)
-            drawn = axes.imshow(
-                values, cmap="magma", vmin=low, vmax=high, alpha=0.75, interpolation="nearest", extent=_extent(image)
-            )
+            drawn = axes.imshow(_enlarged(values, image.shape), cmap="magma", vmin=low, vmax=high, alpha=0.75)
         h, w = measurements.sizes[scale]
         sheet.title(column, f"scale {scale}: {h}×{w}")
         sheet.bar(column, drawn, "nats")
@@ -102,8 +100,8 @@ def kept_tokens(measurements: Measurements, schedule: Schedule) -> Any:
             image = sheet.images[row]
             entropy = measurements.examples[f"entropy.{example}.{plan.entropy_from}"][plan.entropy_layer]
             clear = SHINES_THROUGH + (1 - SHINES_THROUGH) * layers_keeping(entropy, plan)
-            clear = _enlarged(clear, image.shape)[..., None]
-            sheet.panel(row, column).imshow(image * clear + DROPPED_GREY * (1 - clear), vmin=0, vmax=1)
+            shown_share = _enlarged(clear, image.shape)[..., None]
+            sheet.panel(row, column).imshow(image * shown_share + DROPPED_GREY * (1 - shown_share), vmin=0, vmax=1)
     return sheet.figure
 
 
@@ -176,12 +174,7 @@ def _grey(image: Image) -> Image:
     return np.asarray(image @ np.array([0.299, 0.587, 0.114]))
 
 
-def _extent(image: Image) -> tuple[float, float, float, float]:
-    """Left, right, bottom, top of the image in its own pixels."""
-    return (0, image.shape[1], image.shape[0], 0)
-
-
-def _enlarged(values: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np.float64]:
+def _enlarged(values: NDArray[np.floating], shape: tuple[int, ...]) -> NDArray[np.floating]:
     """`[h, w]` to the image's pixels; each token stays one flat rectangle."""
     rows = np.arange(shape[0]) * values.shape[0] // shape[0]
     columns = np.arange(shape[1]) * values.shape[1] // shape[1]

@@ -277,10 +277,13 @@ def _layer_ticks(axes: Any, layers: int) -> None:
 
 
 def _scale_ticks(axes: Any, sizes: Sequence[tuple[int, int]], scales: Sequence[int] | None = None) -> None:
-    """Scale number and token grid under each scale."""
+    """Scale number and, where there is room, token grid under each scale."""
     shown = list(range(len(sizes)) if scales is None else scales)
-    # narrow charts have no room for every grid's size
-    small = axes.figure.get_figwidth() / axes.get_subplotspec().get_gridspec().ncols < 6
+    narrow = axes.figure.get_figwidth() / axes.get_subplotspec().get_gridspec().ncols < 6
+    if narrow and len(shown) > 10:
+        axes.set_xticks(shown)
+        axes.set_xlabel("scale")
+        return
     labels = [f"{scale}\n{sizes[scale][0]}×{sizes[scale][1]}" for scale in shown]
-    axes.set_xticks(shown, labels, fontsize=7 if small else 8.5)
+    axes.set_xticks(shown, labels, fontsize=7 if narrow else 8.5)
     axes.set_xlabel("scale, and its tokens as h×w")

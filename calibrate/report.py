@@ -74,7 +74,7 @@ def _parts(measurements: Measurements, schedule: Schedule, profile: ModelProfile
         "facts": _facts(measurements, schedule, profile),
         "schedule_picture": _figure(figures.schedule_picture(schedule), "The schedule: share of tokens by scale and layer"),
         "schedule_table": _schedule_table(schedule, profile),
-        "constants": _constants(found) if found else "",
+        "constants": _constants(found, schedule) if found else "",
         "rho_chart": _figure(figures.rho_chart(measurements, found), "rho by scale"),
         "entropy_chart": _figure(figures.entropy_chart(measurements), "Mean entropy by scale"),
         "layer_maps": _figure(figures.layer_maps(measurements, scale, score), "Entropy, updates and structure by layer"),
@@ -145,12 +145,16 @@ def _skipped(schedule: Schedule, plan: ScalePlan) -> str:
     return ", ".join(map(str, schedule.scales[plan.scale].skip_layers)) or "none"
 
 
-def _constants(found: dict[str, Any]) -> str:
+def _constants(found: dict[str, Any], schedule: Schedule) -> str:
     """What the policy chose, and how each gap of the published method was closed."""
     values = {
         **found,
         "ratio": f"{min(found['ratio']):.2f} to {max(found['ratio']):.2f}",
+        "entropy": "mean 1",
         "alpha": f"{found['alpha_min']:g} to {found['alpha_max']:g}",
+        "fill": f"update of scale {found['first_pruned_scale'] - 1}",
+        "entropy_layer": schedule.entropy_layer,
+        "guidance": "unchanged",
     }
     rows = [
         (html.escape(name), html.escape(str(values.get(key, ""))), html.escape(found["gaps"][key]))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..profiles.baselines import baseline
 from ..profiles.console import add_model_arguments, chosen_profile, run_command
 from ..profiles.errors import ScheduleError
 from ..profiles.manifest import TARGETS
@@ -22,7 +23,9 @@ BYTES_A_LAYER = 30_000
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--schedule", type=Path, required=True, help="schedule.yaml of `calibrate`")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--schedule", type=Path, help="schedule.yaml of `calibrate`")
+    source.add_argument("--policy", help="a schedule that needs no calibration: dense, skip-N or noguide-N")
     parser.add_argument("--target", choices=TARGETS, default="onnx", help="what the engine runs on (default: onnx)")
     parser.add_argument("--out", type=Path, default=Path("engine"), help="folder of the bundle (default: engine)")
     parser.add_argument("--dry-run", action="store_true", help="tell what would be built, its size and time; build nothing")
@@ -32,8 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Build the bundle, or tell what would be built."""
-    schedule = Schedule.load(args.schedule)
-    profile = _profile(args, schedule)
+    if args.policy:
+        profile = chosen_profile(args)
+        schedule = baseline(args.policy, profile)
+    else:
+        schedule = Schedule.load(args.schedule)
+        profile = _profile(args, schedule)
     schedule.check_model(profile)
     if args.dry_run:
         return _dry_run(schedule, profile)

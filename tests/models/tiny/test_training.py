@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch.nn import functional as F
-
 from toprovar.models.infinity.generate import build_steps, generate
 from toprovar.models.infinity.quantizer import tokenize
 from toprovar.models.infinity.transformer import Infinity
@@ -20,6 +18,7 @@ from toprovar.models.tiny.transformer_training import Trainer, TrainingPlan
 from toprovar.profiles.baselines import dense
 from toprovar.profiles.errors import CheckpointError
 from toprovar.profiles.model import ModelProfile, Sampling, load_profile
+from torch.nn import functional as F
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +82,8 @@ def test_shards_round_trip_and_stay_small(tmp_path: Path) -> None:
     assert all(p.stat().st_size <= SHARD_BYTES + 100_000 for p in tmp_path.iterdir())
     loaded, meta = load_shards(tmp_path, "x")
     assert meta == {"step": 3}
-    assert loaded.keys() == tensors.keys() and all(torch.equal(loaded[k], tensors[k]) for k in tensors)
+    assert loaded.keys() == tensors.keys()
+    assert all(torch.equal(loaded[k], tensors[k]) for k in tensors)
     (tmp_path / "x-00001.safetensors").unlink()
     with pytest.raises(CheckpointError, match="shard 2 of 2"):
         load_shards(tmp_path, "x")

@@ -1,0 +1,40 @@
+# `make demo` and `make test` set up everything they need in .venv, on a machine that has Python 3.10 or newer.
+PYTHON ?= python3
+# the CPU build; set TORCH to another requirement (a CUDA build) where there is a GPU
+TORCH ?= torch==2.13.0
+BIN := .venv/bin
+DEMO ?= demo
+
+.PHONY: demo test check clean
+
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dev,t5]"
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/calibrate --model tiny --prompts profiles/tiny/demo_prompts.txt --target-speedup 2.0 --out $(DEMO)/calibration
+	$(BIN)/build-engine --schedule $(DEMO)/calibration/schedule.yaml --out $(DEMO)/engine
+	$(BIN)/build-engine --policy dense --out $(DEMO)/dense
+	$(BIN)/run-engine --engine $(DEMO)/engine --prompts profiles/tiny/demo_prompts.txt --output $(DEMO)/images
+	$(BIN)/python -m toprovar.benchmarks.side_by_side --engines $(DEMO)/dense $(DEMO)/engine \
+		--prompts profiles/tiny/demo_prompts.txt --picture $(DEMO)/side_by_side.png
+	@echo
+	@echo "images         $(DEMO)/images/"
+	@echo "side by side   $(DEMO)/side_by_side.png"
+	@echo "schedule       $(DEMO)/calibration/schedule.yaml"
+	@echo "report         $(DEMO)/calibration/report.html"
+
+check: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	mkdir -p .venv/typing && ln -sfn ../.. .venv/typing/toprovar
+	cd .venv/typing && MYPYPATH=. ../bin/mypy --config-file ../../pyproject.toml -p toprovar
+
+test: check
+	$(BIN)/python -m pytest -q -n 2
+
+clean:
+	rm -rf .venv $(DEMO) build dist *.egg-info

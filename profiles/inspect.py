@@ -1,0 +1,70 @@
+"""`toprovar inspect`: a schedule, a bundle or a profile as a table. Needs neither torch nor a GPU."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .errors import ToprovarError
+from .manifest import MANIFEST, SCHEDULE, EngineManifest
+from .model import ModelProfile, load_profile, shipped
+from .schedule import Schedule
+from .tables import schedule_table, table
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("thing", help=f"schedule.yaml, a bundle's folder, or a profile: {', '.join(shipped())}")
+    parser.add_argument("--model", help="profile the schedule is for, where it does not record one")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print what the thing is."""
+    path = Path(args.thing)
+    if args.thing in shipped():
+        _print_profile(load_profile(args.thing))
+    elif path.is_dir():
+        _print_bundle(path)
+    elif path.suffix in (".yaml", ".yml"):
+        schedule = Schedule.load(path)
+        recorded = None if args.model else schedule.provenance.get("profile")
+        profile = (
+            ModelProfile.from_dict(recorded, f"{path.name}: provenance.profile")
+            if recorded
+            else load_profile(args.model or schedule.model)
+        )
+        schedule.check_model(profile)
+        print(schedule_table(schedule, profile))
+        print(f"schedule sha256  {schedule.digest()}")
+    else:
+        raise ToprovarError(f"{args.thing}: expected a schedule .yaml, a bundle's folder or one of {', '.join(shipped())}")
+    return 0
+
+
+def _print_profile(profile: ModelProfile) -> None:
+    config = profile.transformer
+    rows = [
+        ["profile", profile.name],
+        ["layers x width", f"{config.depth} x {config.width}, {config.heads} heads of {config.head_width}"],
+        ["bits a token", str(config.token_bits)],
+        ["scales", " ".join(f"{h}x{w}" for h, w in profile.sizes)],
+        ["image", "{} x {} pixels".format(*profile.image_size)],
+        ["text encoder", f"{profile.text.kind} {profile.text.source}".strip()],
+        ["cfg, tau", f"{profile.sampling.cfg}, {profile.sampling.tau}"],
+    ]
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name.ljust(width)}  {value}" for name, value in rows))
+
+
+def _print_bundle(folder: Path) -> None:
+    manifest = EngineManifest.load(folder)
+    manifest.verify(folder)
+    profile, schedule = manifest.model_profile(), Schedule.load(folder / SCHEDULE)
+    print(schedule_table(schedule, profile))
+    print(f"\ntarget {manifest.target}, built by toprovar {manifest.toprovar} with", end=" ")
+    print(", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
+    print(f"schedule sha256  {manifest.schedule_sha256}")
+    for part, digest in manifest.weights.items():
+        print(f"{part}  {digest}")
+    rows = [["file", "bytes", "sha256"]]
+    rows += [[name, str(entry.bytes), entry.sha256[:16]] for name, entry in sorted(manifest.files.items())]
+    print(f"\n{table(rows)}\n{folder / MANIFEST}: complete, every SHA-256 as recorded")
