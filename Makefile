@@ -4,6 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 DEMO ?= demo
+PACKAGES := benchmarks calibrate compile models plugins profiles runtime
 
 .PHONY: demo test check clean
 
@@ -31,7 +32,8 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	mkdir -p .venv/typing && ln -sfn ../.. .venv/typing/toprovar
-	cd .venv/typing && MYPYPATH=. ../bin/mypy --config-file ../../pyproject.toml -p toprovar
+	cd .venv/typing && MYPYPATH=. ../bin/mypy --config-file ../../pyproject.toml \
+		-m toprovar.cli $(PACKAGES:%=-p toprovar.%)
 
 test: check
 	$(BIN)/python -m pytest -q -n 2

@@ -77,7 +77,8 @@ def _build(args: argparse.Namespace, schedule: Schedule, profile: ModelProfile) 
     expected = schedule.provenance.get("weights")
     if expected and expected != model.digests:
         print("build-engine: warning: these are not the weights that the schedule was calibrated on", file=sys.stderr)
-    text = {"kind": profile.text.kind, "source": options.text_encoder or profile.text.source, "revision": options.revision}
+    source = options.text_encoder or profile.text.source
+    text: dict[str, Any] = {"kind": profile.text.kind, "source": source, "revision": options.revision}
     if options.random and options.text_encoder is None and profile.text.kind != "words":
         text = {"kind": "random", "seed": options.seed}
     graphs = len(graph_files(schedule)) + 1 + (profile.text.kind == "words")

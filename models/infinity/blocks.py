@@ -31,6 +31,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, with_entropy: bool) -> tuple[Tensor,
 class SelfAttention(nn.Module):
     """Cosine attention: q and k of unit length, q times a learned factor a head (at most 100), then rotary positions."""
 
+    zero_k_bias: Tensor
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         width, self.heads = config.width, config.heads
@@ -75,6 +77,8 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """Attention to the text features; keys and values are computed once an image (`keys_values`)."""
 
+    zero_k_bias: Tensor
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         width, self.heads = config.width, config.heads
@@ -93,9 +97,9 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """`[R, N, C]` -> `[R, N, C]`; mask `[R, 1, 1, T]` is 0 at words and -inf at padding."""
-        q = self.mat_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q: Tensor = self.mat_q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         output = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.proj(output.transpose(1, 2).flatten(2))
+        return self.proj(output.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
 
 class FeedForward(nn.Module):

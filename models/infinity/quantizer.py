@@ -27,10 +27,11 @@ def latent_size(size: Size, patchify: bool) -> Size:
 
 def bits_to_code(bits: Tensor, size: Size, patchify: bool) -> Tensor:
     """Token bits (0 or 1, float) `[B, N, d or 4 d]` -> code `[B, d, H, W]` on the latent grid of this scale."""
-    signs = (bits * 2 - 1).transpose(1, 2).unflatten(-1, tuple(size))
+    signs: Tensor = (bits * 2 - 1).transpose(1, 2).unflatten(-1, tuple(size))
     if patchify:
         signs = F.pixel_shuffle(signs, 2)
-    return signs * signs.shape[1] ** -0.5
+    code: Tensor = signs * signs.shape[1] ** -0.5
+    return code
 
 
 def tokens_of(summed: Tensor, size: Size, patchify: bool) -> Tensor:

@@ -170,10 +170,10 @@ class ScaleStep(nn.Module):
     def _entropy_map(self, entropy: Tensor, index: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
         """`[R, H, n]` -> `[B, 1, h, w]`: mean over the heads of the conditional rows; pruned tokens keep the older map."""
         batch = state["noise"].shape[0]
-        tokens = entropy[:batch].mean(dim=1)
+        tokens: Tensor = entropy[:batch].mean(dim=1)
         if index is not None:
             tokens = resize(state["entropy"], self.plan.size).flatten(1).scatter(1, index[:batch], tokens)
-        return tokens.unflatten(-1, (1, *self.plan.size))
+        return tokens.reshape(batch, 1, *self.plan.size)
 
     def _mix(self, rows: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """Guidance: cfg * conditional + (1 - cfg) * unconditional."""

@@ -36,6 +36,8 @@ class Condition(NamedTuple):
 class TextPool(nn.Module):
     """Attention pool of one learned query over the text."""
 
+    zero_k_bias: Tensor
+
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         width = config.width

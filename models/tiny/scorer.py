@@ -231,7 +231,7 @@ def train_scorer(
             outputs = scorer(images)
         loss = scorer_loss(outputs, scenes)
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(scorer.parameters(), 5.0)
         optimiser.step()
         schedule.step()

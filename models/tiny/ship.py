@@ -32,7 +32,7 @@ def pack(module: nn.Module) -> bytes:
         if not torch.isfinite(value.float()).all():
             raise CheckpointError(f"{name}: does not fit fp16")
         tensors[name] = value.contiguous().clone()
-    return save(tensors)
+    return bytes(save(tensors))
 
 
 def main() -> int:

@@ -92,7 +92,7 @@ def flex_attention_on(sizes: Sequence[Size], device: torch.device) -> Attention:
     scale = scale_of_token(sizes).to(device)
     count = len(scale)
     mask = create_block_mask(lambda _b, _h, i, j: scale[i] >= scale[j], None, None, count, count, device=str(device))
-    return lambda q, k, v: flex_attention(q, k, v, block_mask=mask, scale=1.0)  # type: ignore[return-value]
+    return lambda q, k, v: flex_attention(q, k, v, block_mask=mask, scale=1.0)
 
 
 def block_forward(

@@ -52,8 +52,10 @@ class TextImageModel(nn.Module):
         with torch.no_grad():
             for block in self.transformer.blocks():
                 block.ada_gss[:, :, :2].mul_(0.1)
-            for head in (self.transformer.head, self.transformer.shared_ada_lin[1], self.transformer.head_nm.ada_lin[1]):
-                head.weight.mul_(0.1)
+            for name in ("head", "shared_ada_lin.1", "head_nm.ada_lin.1"):
+                self.transformer.get_parameter(f"{name}.weight").mul_(0.1)
+            # scales train one after the other: a new one starts from a level like the others'
+            self.transformer.lvl_embed.weight.mul_(0.02)
 
 
 class Trainer:
@@ -121,7 +123,7 @@ class Trainer:
         loss = (by_token * teacher.weights).sum()
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -136,9 +138,9 @@ class Trainer:
             )
 
     def save(self, folder: Path) -> None:
-        """Running average in fp32 (what ships), and all that resuming needs: weights, moments in bf16."""
+        """Running average in fp16 (what ships), and all that resuming needs: weights, moments in bf16."""
         save_shards(folder, "model", {k: v.half() for k, v in self.average.items()}, self._meta())
-        state = {f"weight.{name}": p for name, p in self.model.named_parameters()}
+        state: dict[str, Tensor] = {f"weight.{name}": p.detach() for name, p in self.model.named_parameters()}
         state |= {f"average.{name}": (p - self.average[name]).bfloat16() for name, p in self.model.named_parameters()}
         names = {id(p): name for name, p in self.model.named_parameters()}
         for optimizer in self.optimizers:
@@ -182,7 +184,8 @@ class Trainer:
 
 def _groups(model: TextImageModel) -> tuple[list[Tensor], list[Tensor]]:
     """Weight matrices of blocks and text layers (for Muon), and all the rest (embeddings, vectors, heads)."""
-    matrices, others = [], []
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
     for name, parameter in model.named_parameters():
         inside = "block_chunks" in name or "text_encoder.layers" in name
         (matrices if inside and parameter.ndim == 2 else others).append(parameter)

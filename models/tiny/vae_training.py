@@ -49,7 +49,8 @@ def psnr(images: Tensor, decoded: Tensor) -> float:
 def train_vae(profile: ModelProfile, pace: Pace, run: Run) -> BsqVae:
     """Train from scratch; one warm-up and one straight decay over the whole pace."""
     torch.manual_seed(run.seed)
-    vae = BsqVae(profile.vae).to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    vae = BsqVae(profile.vae)
+    vae.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     encode, decode, draw = run.compile(vae.encoder), run.compile(vae.decoder), run.compile(render)
     scenes = to_tensors(sample_scenes(SCENES, np.random.default_rng(run.seed)), run.device)
     optimizer = torch.optim.AdamW(vae.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=run.cuda)
@@ -62,7 +63,7 @@ def train_vae(profile: ModelProfile, pace: Pace, run: Run) -> BsqVae:
             decoded, commitment = reconstruct(encode, decode, images, profile.sizes)
         loss = pixel_loss(images, decoded) + 0.1 * commitment
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimizer.param_groups[0]["lr"] = pace.rate(LEARNING_RATE)
         optimizer.step()
@@ -70,7 +71,8 @@ def train_vae(profile: ModelProfile, pace: Pace, run: Run) -> BsqVae:
         if pace.step % 100 == 0:
             quality = psnr(images, decoded.detach())
             run.log(f"vae step {pace.step}: loss {loss.item():.4f}, {quality:.2f} dB, {pace.seconds_a_step():.3f} s a step")
-    return vae.eval()
+    vae.eval()
+    return vae
 
 
 @torch.no_grad()

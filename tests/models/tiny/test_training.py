@@ -12,12 +12,14 @@ from toprovar.models.infinity.generate import build_steps, generate
 from toprovar.models.infinity.quantizer import tokenize
 from toprovar.models.infinity.transformer import Infinity
 from toprovar.models.infinity.vae import BsqVae
+from toprovar.models.tiny.pace import Pace, Run
 from toprovar.models.tiny.shards import SHARD_BYTES, load_shards, save_shards
 from toprovar.models.tiny.teacher import Targets, Teacher, make_targets, token_weights
-from toprovar.models.tiny.transformer_training import Trainer, TrainingPlan
+from toprovar.models.tiny.transformer_training import TextImageModel, Trainer, TrainingPlan
 from toprovar.profiles.baselines import dense
 from toprovar.profiles.errors import CheckpointError
 from toprovar.profiles.model import ModelProfile, Sampling, load_profile
+from toprovar.profiles.plan import ScalePlan
 from torch.nn import functional as F
 
 
@@ -36,13 +38,18 @@ def test_teacher_equals_generation(profile: ModelProfile) -> None:
     noise = torch.rand(2, sum(h * w for h, w in profile.sizes), 16)
     logits, bits, inputs = [], [], []
     hook = model.word_embed.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+
+    def keep(_: ScalePlan, out: dict[str, torch.Tensor]) -> None:
+        logits.append(out["observed.logits"])
+        bits.append(out["observed.bits"])
+
     steps = build_steps(model, profile, dense(profile), observe=True)
     generate(
         steps,
         text,
         lengths,
         noise,
-        on_scale=lambda _, out: (logits.append(out["observed.logits"]), bits.append(out["observed.bits"])),
+        on_scale=keep,
     )
     hook.remove()
     targets = Targets(torch.cat(inputs, dim=1), torch.cat(bits, dim=1))
@@ -89,42 +96,48 @@ def test_shards_round_trip_and_stay_small(tmp_path: Path) -> None:
         load_shards(tmp_path, "x")
 
 
-def test_resumed_training_goes_on_where_it_stopped(profile: ModelProfile, tmp_path: Path) -> None:
-    """Two steps, saved and resumed, then two more: the loss continues, and the step is the same as without the break."""
-    plan = TrainingPlan(
-        scenes=64, coarse_steps=4, coarse_batch=4, full_steps=0, full_batch=2, learning_rate=1e-3, seed=0, compiled=False
-    )
+def test_untrained_scales_start_quiet() -> None:
+    """Scales train one after the other: a level embedding that is still random must not drown the stream.
+
+    It did once: rows of norm 16, never trained, made the first images of a new scale noise.
+    """
+    level = TextImageModel(load_profile("tiny")).transformer.lvl_embed.weight
+    assert float(level.norm(dim=1).max()) < 1
+
+
+PLAN = TrainingPlan(scenes=8, coarse_batch=4, full_batch=2, coarse_share=0.5, learning_rate=1e-3)
+
+
+def fresh(profile: ModelProfile, steps: int) -> Trainer:
+    """A trainer on the CPU with a VAE of random weights."""
+    torch.manual_seed(3)
     vae = BsqVae(replace(profile.vae, channel_mult=(1, 1, 1, 1))).eval()
+    run = Run(device=torch.device("cpu"), seed=0, log=lambda _: None, compiled=False)
+    return Trainer(profile, PLAN, Pace(steps=steps, seconds=1e9, batch=2), vae, run)
 
-    def fresh() -> Trainer:
-        return Trainer(profile, plan, vae, torch.device("cpu"), lambda _: None)
 
-    whole = fresh()
-    assert whole.run(time.monotonic() + 600)
-    first = fresh()
-    _run_steps(first, 2)
+def test_training_lowers_the_loss_and_resumes(profile: ModelProfile, tmp_path: Path) -> None:
+    """A run that is cut off goes on at its step, with its weights, moments and learning rate."""
+    first = fresh(profile, steps=6)
+    assert not first.train(time.monotonic() - 1, 1e9, lambda: None)
+    assert first.pace.step == 1
     first.save(tmp_path)
-    second = fresh()
+    second = fresh(profile, steps=6)
     second.resume(tmp_path)
-    assert second.step == 2
-    assert second.run(time.monotonic() + 600)
-    for (name, a), b in zip(whole.model.named_parameters(), second.model.parameters(), strict=True):
-        # moments are stored in bf16
-        torch.testing.assert_close(a, b, rtol=0, atol=2e-4, msg=name)
+    assert second.pace.step == 1
+    for (name, a), b in zip(first.model.named_parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    for ours, theirs in zip(second.optimizers, first.optimizers, strict=True):
+        assert len(ours.state) == len(theirs.state) > 0
+    assert second.train(time.monotonic() + 600, 1e9, lambda: None)
+    assert second.pace.step == 6
+    assert any(not torch.equal(a, b) for a, b in zip(first.model.parameters(), second.model.parameters(), strict=True))
 
 
-def _run_steps(trainer: Trainer, count: int) -> None:
-    """Train until `count` steps are done, as a run that is cut off there."""
-    run_step = trainer._train_step
-
-    class Stop(Exception):
-        pass
-
-    def counted(teacher: Teacher, batch: int) -> torch.Tensor:
-        if trainer.step == count:
-            raise Stop
-        return run_step(teacher, batch)
-
-    trainer._train_step = counted  # type: ignore[method-assign]
-    with pytest.raises(Stop):
-        trainer.run(time.monotonic() + 600)
+def test_pace_ends_by_steps_or_by_the_clock() -> None:
+    by_steps, by_clock = Pace(steps=10, seconds=1e9, batch=1, step=5), Pace(steps=10**9, seconds=10, batch=1, elapsed=10)
+    assert by_steps.progress() == pytest.approx(0.5)
+    assert by_clock.progress() == 1.0
+    assert by_steps.rate(1.0) == pytest.approx(1 - 0.48 / 0.98)
+    assert by_clock.rate(1.0) == pytest.approx(0.02)
+    assert Pace(steps=10, seconds=1e9, batch=1).rate(1.0) < 0.01

@@ -1,0 +1,146 @@
+"""The commands as a user meets them: from prompts to images, and every refusal in one line with exit code 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_model import write_profile
+from toprovar import cli
+from toprovar.compile.cli import main as build_engine
+from toprovar.profiles.model import shipped
+from toprovar.runtime.cli import main as run_engine
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the small profile, prompts, a calibration and its bundle, made by the commands."""
+    folder = tmp_path_factory.mktemp("work")
+    profile = str(write_profile(folder / "small.yaml"))
+    (folder / "prompts.txt").write_text("a red star\na blue circle\n\na red star\na green heart\n")
+    calibrate = ["calibrate", "--model", profile, "--weights", "random", "--prompts", str(folder / "prompts.txt")]
+    assert cli.main([*calibrate, "--target-speedup", "1.5", "--out", str(folder / "calibration")]) == 0
+    schedule = str(folder / "calibration" / "schedule.yaml")
+    assert cli.main(["build-engine", "--schedule", schedule, "--out", str(folder / "engine")]) == 0
+    return folder
+
+
+def test_from_prompts_to_images(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert {p.name for p in (work / "calibration").iterdir()} == {
+        "measurements.safetensors",
+        "schedule.yaml",
+        "report.html",
+    }
+    out = work / "images"
+    arguments = ["--engine", str(work / "engine"), "--prompts", str(work / "prompts.txt"), "--output", str(out)]
+    assert run_engine([*arguments, "--num-images", "2", "--seed", "5", "--batch", "3", "--log-format", "json"]) == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [r["seed"] for r in records] == [5, 6] * 4
+    assert len(list(out.glob("*.png"))) == 8
+    image = Image.open(records[0]["image"])
+    assert image.size == (128, 128)
+    manifest = json.loads((work / "engine" / "manifest.json").read_text())
+    assert image.text["prompt"] == "a red star"  # type: ignore[attr-defined]
+    assert image.text["seed"] == "5"  # type: ignore[attr-defined]
+    assert image.text["schedule_sha256"] == manifest["schedule_sha256"]  # type: ignore[attr-defined]
+
+
+def test_same_command_same_bytes(work: Path) -> None:
+    for name in ("a", "b"):
+        prompt = ["--prompt", "a red star", "--output", str(work / name)]
+        assert run_engine(["--engine", str(work / "engine"), *prompt]) == 0
+    assert (work / "a" / "0000_seed0.png").read_bytes() == (work / "b" / "0000_seed0.png").read_bytes()
+
+
+def test_negative_prompt_and_verbose(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--engine", str(work / "engine"), "--prompt", "a red star", "--verbose"]
+    assert run_engine([*base, "--output", str(work / "plain")]) == 0
+    assert run_engine([*base, "--negative-prompt", "a blue circle on a grey", "--output", str(work / "negative")]) == 0
+    assert "scale 6" in capsys.readouterr().out
+    plain, other = (np.asarray(Image.open(work / n / "0000_seed0.png")) for n in ("plain", "negative"))
+    assert not np.array_equal(plain, other)
+
+
+def test_run_engine_imports_no_torch(work: Path) -> None:
+    code = (
+        "import sys; from toprovar.runtime.cli import main; "
+        f"code = main(['--engine', {str(work / 'engine')!r}, '--prompt', 'a star', '--output', {str(work / 'free')!r}]); "
+        "print(code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 False"
+
+
+def test_inspect_prints_everything(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for thing in (work / "calibration" / "schedule.yaml", work / "engine"):
+        assert cli.main(["inspect", str(thing)]) == 0
+        text = capsys.readouterr().out
+        assert "fewer FLOPs than dense" in text
+        assert text.count("x") > 7
+    for name in shipped():
+        assert cli.main(["inspect", name]) == 0
+    assert "64x64" in capsys.readouterr().out
+
+
+def test_dry_run_builds_nothing(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    schedule = str(work / "calibration" / "schedule.yaml")
+    assert build_engine(["--schedule", schedule, "--out", str(work / "none"), "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "would build  10 ONNX graphs" in text
+    assert "weights" in text
+    assert not (work / "none").exists()
+
+
+def test_doctor_names_each_implementation(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    text = capsys.readouterr().out
+    assert "ONNX Runtime, CPU" in text
+    assert "torch, CPU" in text
+
+
+REFUSED = [
+    (["run", "--engine", "{work}/nowhere", "--prompt", "x"], "no such bundle"),
+    (["run", "--engine", "{work}/calibration", "--prompt", "x"], "is no engine bundle"),
+    (["run", "--engine", "{work}/engine", "--prompt", "  "], "--prompt is empty"),
+    (["run", "--engine", "{work}/engine", "--prompts", "{work}/none.txt"], "no such file"),
+    (["run", "--engine", "{work}/engine", "--prompts", "{work}/engine/weights.safetensors"], "is no text file"),
+    (["run", "--engine", "{work}/engine", "--prompt", "x", "--num-images", "0"], "--num-images must be 1"),
+    (["run", "--engine", "{work}/engine", "--prompt", "x", "--seed", "-1"], "--seed must be 0"),
+    (["build-engine", "--schedule", "{work}/none.yaml"], "no such file"),
+    (["build-engine", "--policy", "skip-99"], "N must be 1 to 9"),
+    (["build-engine", "--policy", "dense", "--out", "{work}/calibration"], "is no engine bundle"),
+    (["build-engine", "--policy", "dense", "--model", "infinity-3b"], "is not known"),
+    (["build-engine", "--policy", "dense", "--model", "infinity-125m", "--out", "{work}/x"], "no transformer weights"),
+    (["build-engine", "--schedule", "{work}/calibration/schedule.yaml", "--pn", "0.25M"], "was made for scales"),
+    (["inspect", "{work}/prompts.txt"], "expected a schedule"),
+    (["calibrate", "--prompts", "{work}/none.txt"], "none.txt"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), REFUSED, ids=[" ".join(a)[:60] for a, _ in REFUSED])
+def test_refusals(work: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([argument.format(work=work) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    last = captured.err.strip().splitlines()[-1]
+    assert last.startswith(f"toprovar {arguments[0]}: error: ")
+    assert message in last
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize("command", [["--help"], ["calibrate", "--help"], ["build-engine", "--help"], ["run", "--help"]])
+def test_help_answers_at_once(command: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-c", f"from toprovar.cli import main; main({command!r})"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0
+    assert "usage: toprovar" in done.stdout
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line}
+    assert not imported & {"torch", "datasets", "onnxruntime", "matplotlib"}
