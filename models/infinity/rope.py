@@ -14,7 +14,8 @@ from ...profiles.geometry import Size
 
 def positions(count: int, reference: int) -> Tensor:
     """Integer position of each row (or column) of a scale: `[count]` int64."""
-    return torch.round(torch.arange(count, dtype=torch.float64) * (reference / count)).long()
+    # multiply first: i * (H / h) would turn exact ties into 55.499...
+    return torch.round(torch.arange(count, dtype=torch.float64) * reference / count).long()
 
 
 def rope_table(size: Size, reference: Size, head_width: int) -> Tensor:
