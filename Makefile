@@ -1,4 +1,4 @@
-# `make demo` and `make test` set up everything they need in .venv, on a machine that has Python 3.10 or newer.
+# `make demo` and `make test` set up everything they need in .venv, on a machine that has Python 3.11 or newer.
 PYTHON ?= python3
 # the CPU build; set TORCH to another requirement (a CUDA build) where there is a GPU
 TORCH ?= torch==2.13.0
@@ -16,7 +16,8 @@ PACKAGES := benchmarks calibrate compile models plugins profiles runtime
 	touch $@
 
 demo: .venv/ready
-	$(BIN)/calibrate --model tiny --prompts profiles/tiny/demo_prompts.txt --target-speedup 2.0 --out $(DEMO)/calibration
+	$(BIN)/calibrate --model tiny --prompts profiles/tiny/prompts.txt --num-prompts 12 \
+		--target-speedup 2.0 --out $(DEMO)/calibration
 	$(BIN)/build-engine --schedule $(DEMO)/calibration/schedule.yaml --out $(DEMO)/engine
 	$(BIN)/build-engine --policy dense --out $(DEMO)/dense
 	$(BIN)/run-engine --engine $(DEMO)/engine --prompts profiles/tiny/demo_prompts.txt --output $(DEMO)/images

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from small_model import write_profile
 from toprovar import cli
+from toprovar.benchmarks.side_by_side import main as side_by_side
 from toprovar.compile.cli import main as build_engine
 from toprovar.profiles.model import shipped
 from toprovar.runtime.cli import main as run_engine
@@ -144,3 +145,15 @@ def test_help_answers_at_once(command: list[str]) -> None:
     assert "usage: toprovar" in done.stdout
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines() if "|" in line}
     assert not imported & {"torch", "datasets", "onnxruntime", "matplotlib"}
+
+
+def test_side_by_side_compares_with_the_first_engine(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Against itself an engine is the same; the last line is JSON."""
+    engine, picture = str(work / "engine"), work / "side.png"
+    arguments = ["--engines", engine, engine, "--prompts", str(work / "prompts.txt"), "--warm-up", "0"]
+    assert side_by_side([*arguments, "--picture", str(picture)]) == 0
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [entry["psnr_db"] for entry in record["engines"]] == [None, None]
+    assert record["prompts"] == 4
+    assert record["engines"][0]["latency_ms"][0] > 0
+    assert Image.open(picture).size[0] > 400

@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
-import tomllib
 
 ALLOWED = {
     "profiles": {"profiles"},
