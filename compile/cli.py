@@ -83,12 +83,15 @@ def _build(args: argparse.Namespace, schedule: Schedule, profile: ModelProfile) 
         text = {"kind": "random", "seed": options.seed}
     graphs = len(graph_files(schedule)) + 1 + (profile.text.kind == "words")
     with tqdm(total=graphs, unit="graph", desc="build-engine") as bar:
+        names: list[str] = []
 
         def progress(name: str) -> None:
+            bar.update(1 if names else 0)
+            names.append(name)
             bar.set_postfix_str(name)
-            bar.update(bar.n < bar.total)
 
         manifest = build_bundle(model, schedule, args.out, text, progress)
+        bar.update(1)
     size = sum(entry.bytes for entry in manifest.files.values())
     print(f"bundle    {args.out}  ({size / 1e6:.1f} MB, {len(manifest.scales)} scales, target {manifest.target})")
     print(f"schedule  {schedule.policy}  {manifest.flops_speedup:.2f}x fewer FLOPs than dense")

@@ -66,3 +66,7 @@ def guarded(name: str, run: RunCommand, args: argparse.Namespace) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except OSError as problem:
+        # a full disk or a folder without permission: the system's own words name the file
+        print(f"{name}: error: {problem}", file=sys.stderr)
+        return 2

@@ -125,19 +125,23 @@ class Golden:
         width = self.meta["constructor_kwargs"]["text_channels"]
         pool = {**{k: v for k, v in self.tensors.items() if "neg" in k}, **fields}
         packed = next(v for k, v in pool.items() if v.ndim == 2 and v.shape[-1] == width and "normed" not in k)
-        found = [
-            v
-            for k, v in {**self.meta, **(described if isinstance(described, dict) else {})}.items()
-            if "neg" in k and "len" in k
-        ]
-        if found:
-            return packed, list(found[-1])
+        lengths = _lengths(self.meta, "") + _lengths(described, "neg")
+        if lengths:
+            return packed, lengths[-1]
         cumulative = next((v for k, v in pool.items() if "cu_seqlens" in k), None)
         if cumulative is not None:
             return packed, cumulative.diff().tolist()
         count = self.meta["B"]
         assert packed.shape[0] % count == 0, "the lengths of the negative prompts are not recorded"
         return packed, [packed.shape[0] // count] * count
+
+
+def _lengths(described: Any, path: str) -> list[list[int]]:
+    """Lists of lengths that stand under names with `neg` and `len` in them, at any depth."""
+    if isinstance(described, dict):
+        return [found for key, value in described.items() for found in _lengths(value, f"{path}.{key}".lower())]
+    numbers = isinstance(described, list) and bool(described) and all(isinstance(n, int) for n in described)
+    return [described] if numbers and "neg" in path and "len" in path else []
 
 
 def _overrides(name: str, described: Any) -> dict[str, Any]:

@@ -173,8 +173,11 @@ def test_cross_attention_alone(data: Any, model: Infinity) -> None:
     text, lengths = data.text(data.tensors["in.text"], data.meta["lens"])
     condition = model.condition(*condition_rows(model, text, lengths, guided=True))
     block, x = next(model.blocks()), data.tensors["ca_test.in"]
-    rows = x.shape[0]
-    ours = block.ca(block.ca_norm(x), condition.keys[0][:rows], condition.values[0][:rows], condition.mask[:rows])
+    rows = list(range(len(x)))
+    if len(x) == 2 < len(condition.mask):
+        # a file that keeps two of four rows keeps sample 0, conditional and unconditional
+        rows = [0, len(condition.mask) // 2]
+    ours = block.ca(block.ca_norm(x), condition.keys[0][rows], condition.values[0][rows], condition.mask[rows])
     torch.testing.assert_close(ours, data.tensors["ca_test.out_fp32"], rtol=0, atol=TOLERANCE)
 
 
