@@ -8,10 +8,12 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,78 +21,102 @@ import torch
 from ..models.infinity.generate import build_steps, generate
 from ..models.infinity.vae import BsqVae
 from ..models.noise import image_noise
-from ..models.tiny.scene_eval import scene_prompts, score
+from ..models.tiny.scene_eval import PROMPTS_PER_TASK, scene_prompts, score
 from ..models.tiny.scorer import Scorer, decode
 from ..models.tiny.shards import load_shards
 from ..models.tiny.text import WordTokenizer
 from ..models.tiny.transformer_training import TextImageModel
 from ..profiles.baselines import baseline
+from ..profiles.console import run_command
 from ..profiles.model import ModelProfile, load_profile
 
 
+class Parts(NamedTuple):
+    """What a training leaves, on one device."""
+
+    model: TextImageModel
+    vae: BsqVae
+    scorer: Scorer
+
+
+def load_parts(shards: Path, device: str) -> Parts:
+    """Read the checkpoints of all three stages."""
+    profile = load_profile("tiny")
+    parts = Parts(TextImageModel(profile), BsqVae(profile.vae), Scorer())
+    for name, module in zip(("model", "vae", "scorer"), parts, strict=True):
+        # the running average has no buffers; theirs are constants
+        module.load_state_dict(load_shards(shards, name)[0], strict=name != "model")
+        module.to(device).eval()
+    return parts
+
+
 @torch.inference_mode()
-def images_of(
-    model: TextImageModel, vae: BsqVae, profile: ModelProfile, policy: str, prompts: list[str], seed: int
-) -> torch.Tensor:
+def images_of(parts: Parts, profile: ModelProfile, policy: str, prompts: list[str], seed: int) -> torch.Tensor:
     """One image a prompt, `[B, 3, h, w]` in [-1, 1]; image i is drawn with seed + i."""
-    device = next(model.parameters()).device
+    device = parts.model.transformer.pos_start.device
     encoded = WordTokenizer().encode(prompts, width=profile.text.max_length)
-    text = model.text_encoder(torch.from_numpy(encoded.ids).to(device))
-    lengths = torch.from_numpy(np.asarray(encoded.lengths)).to(device)
+    text = parts.model.text_encoder(torch.from_numpy(encoded.ids).to(device))
+    lengths = torch.from_numpy(encoded.lengths).to(device)
     tokens = sum(h * w for h, w in profile.sizes)
     noise = np.stack([image_noise(seed + i, tokens, profile.transformer.token_bits) for i in range(len(prompts))])
-    steps = build_steps(model.transformer, profile, baseline(policy, profile))
+    steps = build_steps(parts.model.transformer, profile, baseline(policy, profile))
     summed = generate(steps, text, lengths, torch.from_numpy(noise).to(device))
-    return torch.as_tensor(vae.decoder(summed)).clamp(-1, 1)
+    return torch.as_tensor(parts.vae.decoder(summed)).clamp(-1, 1)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+@torch.inference_mode()
+def evaluate(parts: Parts, profile: ModelProfile, policy: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Draw and judge all prompts with one setting."""
+    prompts = [p for i, p in enumerate(scene_prompts()) if i % PROMPTS_PER_TASK < (args.limit or PROMPTS_PER_TASK)]
+    found, sheet = [], []
+    for start in range(0, len(prompts), args.batch):
+        texts = [p.prompt for p in prompts[start : start + args.batch]]
+        images = images_of(parts, profile, policy, texts, args.seed + start)
+        found += decode(parts.scorer(images))
+        sheet.append(images[:8].cpu())
+    if args.sheet:
+        _save_sheet(
+            args.sheet.with_stem(f"{args.sheet.stem}-{policy}-{profile.sampling.cfg:g}-{profile.sampling.tau:g}"), sheet
+        )
+    table = score(prompts, found)
+    tasks = {name: round(share["accuracy"], 3) for name, share in table["tasks"].items()}
+    return {"prompts": len(prompts), "overall": round(table["overall"]["accuracy"], 4), "tasks": tasks}
+
+
+def _save_sheet(path: Path, rows: list[torch.Tensor]) -> None:
+    from PIL import Image
+
+    grid = torch.cat([torch.cat(list(row), dim=2) for row in rows if len(row) == len(rows[0])], dim=1)
+    Image.fromarray(((grid + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()).save(path)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shards", type=Path, required=True, help="folder of `toprovar.models.tiny.train`")
     parser.add_argument("--cfg", type=float, nargs="+", default=[3.0])
     parser.add_argument("--tau", type=float, nargs="+", default=[1.0])
-    parser.add_argument("--policy", nargs="+", default=["dense"])
+    parser.add_argument("--policy", nargs="+", default=["dense"], help="dense, skip-N, noguide-N")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch", type=int, default=50)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--limit", type=int, help="use the first N prompts of each task only")
     parser.add_argument("--sheet", type=Path, help="write the first images as one PNG")
-    args = parser.parse_args()
-    profile = load_profile("tiny")
-    model, vae, scorer = TextImageModel(profile), BsqVae(profile.vae), Scorer()
-    model.load_state_dict(load_shards(args.shards, "model")[0], strict=False)
-    vae.load_state_dict(load_shards(args.shards, "vae")[0])
-    scorer.load_state_dict(load_shards(args.shards, "scorer")[0])
-    for module in (model, vae, scorer):
-        module.to(args.device).eval()
-    prompts = scene_prompts()
-    if args.limit:
-        prompts = [p for i, p in enumerate(prompts) if i % 50 < args.limit]
-    results = []
-    for policy in args.policy:
-        for cfg in args.cfg:
-            for tau in args.tau:
-                chosen = profile.with_options(cfg=cfg, tau=tau)
-                started, found, sheet = time.monotonic(), [], []
-                for start in range(0, len(prompts), args.batch):
-                    texts = [p.prompt for p in prompts[start : start + args.batch]]
-                    images = images_of(model, vae, chosen, policy, texts, args.seed + start)
-                    with torch.inference_mode():
-                        found += decode(scorer(images))
-                    sheet.append(images[:8].cpu())
-                table = score(prompts, found)
-                tasks = {name: round(share["accuracy"], 3) for name, share in table["tasks"].items()}
-                overall = round(table["overall"]["accuracy"], 4)
-                print(policy, cfg, tau, overall, tasks, f"{time.monotonic() - started:.1f} s", flush=True)
-                results.append({"policy": policy, "cfg": cfg, "tau": tau, "overall": overall, "tasks": tasks})
-                if args.sheet:
-                    from PIL import Image
 
-                    grid = torch.cat([torch.cat(list(row), dim=2) for row in sheet], dim=1)
-                    array = ((grid + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
-                    Image.fromarray(array).save(args.sheet.with_stem(f"{args.sheet.stem}-{policy}-{cfg:g}-{tau:g}"))
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluate every combination, one line each."""
+    profile, parts = load_profile("tiny"), load_parts(args.shards, args.device)
+    results = []
+    for policy, cfg, tau in itertools.product(args.policy, args.cfg, args.tau):
+        record = {"policy": policy, "cfg": cfg, "tau": tau}
+        record |= evaluate(parts, profile.with_options(cfg=cfg, tau=tau), policy, args)
+        print(*(f"{key} {value}" for key, value in record.items()), sep="  ", flush=True)
+        results.append(record)
     print(json.dumps(results))
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command("scene_eval", add_arguments, run, "SceneEval of training shards.", argv)
 
 
 if __name__ == "__main__":
