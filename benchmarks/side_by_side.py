@@ -11,6 +11,7 @@ line of stdout is everything as JSON.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
@@ -25,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..profiles.console import run_command
-from ..profiles.errors import PromptError
+from ..profiles.errors import PromptError, ToprovarError
 from ..profiles.tables import table
 from ..runtime.engine import Engine
 from ..runtime.text import TextSource
@@ -61,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
     """Draw, compare, print."""
     from tqdm import tqdm
 
+    if importlib.util.find_spec("skimage") is None:
+        raise ToprovarError("SSIM comes from scikit-image; run `pip install scikit-image` (or toprovar[dev])")
     judged, prompts = _prompts(args)
     engines = [Engine(folder, args.threads) for folder in args.engines]
     texts = [TextSource(engine) for engine in engines]
