@@ -10,9 +10,9 @@ PACKAGES := benchmarks calibrate compile models plugins profiles runtime
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip "setuptools>=77" wheel
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --no-build-isolation -e ".[dev,t5]"
+	$(BIN)/python -m pip install -qq --upgrade pip "setuptools>=77" wheel
+	$(BIN)/python -m pip install -qq "$(TORCH)"
+	$(BIN)/python -m pip install -qq --no-build-isolation -e ".[dev,t5]"
 	touch $@
 
 demo: .venv/ready

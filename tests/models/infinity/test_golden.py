@@ -21,6 +21,7 @@ from toprovar.models.infinity.vae import Decoder, to_uint8
 from toprovar.profiles.baselines import dense
 from toprovar.profiles.geometry import rope_reference
 from torch import Tensor
+from torch.nn import functional as F
 
 TOLERANCE = 1e-4
 
@@ -167,9 +168,8 @@ def test_conditioning(data: Any, model: Infinity) -> None:
         torch.testing.assert_close(fields[name], data.tensors[name], rtol=0, atol=TOLERANCE, msg=name)
 
 
-def test_cross_attention_alone(data: Any, model: Infinity) -> None:
-    if "ca_test.in" not in data.tensors:
-        pytest.skip("the file has no ca_test")
+def _cross_attention(data: Any, model: Infinity) -> Tensor:
+    """Block 0's cross-attention on the recorded input, in fp32."""
     text, lengths = data.text(data.tensors["in.text"], data.meta["lens"])
     condition = model.condition(*condition_rows(model, text, lengths, guided=True))
     block, x = next(model.blocks()), data.tensors["ca_test.in"]
@@ -177,8 +177,32 @@ def test_cross_attention_alone(data: Any, model: Infinity) -> None:
     if len(x) == 2 < len(condition.mask):
         # a file that keeps two of four rows keeps sample 0, conditional and unconditional
         rows = [0, len(condition.mask) // 2]
-    ours = block.ca(block.ca_norm(x), condition.keys[0][rows], condition.values[0][rows], condition.mask[rows])
+    return block.ca(block.ca_norm(x), condition.keys[0][rows], condition.values[0][rows], condition.mask[rows])
+
+
+def test_cross_attention_alone(data: Any, model: Infinity) -> None:
+    if "ca_test.in" not in data.tensors:
+        pytest.skip("the file has no ca_test")
+    ours = _cross_attention(data, model)
     torch.testing.assert_close(ours, data.tensors["ca_test.out_fp32"], rtol=0, atol=TOLERANCE)
+
+
+def test_official_bf16_cast(data: Any, model: Infinity, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The released code rounds q, k, v and the output of attention to the text to bf16; so rounded, ours is the same."""
+    if "bf16cast.sos_cond_BD" not in data.tensors:
+        pytest.skip("the file has no bf16cast")
+    attention = F.scaled_dot_product_attention
+
+    def rounded(*qkv: Tensor, attn_mask: Tensor | None = None) -> Tensor:
+        return attention(*(t.bfloat16().float() for t in qkv), attn_mask=attn_mask).bfloat16().float()
+
+    text, lengths = data.text(data.tensors["in.text"], data.meta["lens"])
+    monkeypatch.setattr(F, "scaled_dot_product_attention", rounded)
+    sos = model.condition(*condition_rows(model, text, lengths, guided=True)).sos
+    torch.testing.assert_close(sos, data.tensors["bf16cast.sos_cond_BD"], rtol=0, atol=TOLERANCE)
+    if "ca_test.in" in data.tensors:
+        expected = data.tensors["ca_test.out_bf16cast"]
+        torch.testing.assert_close(_cross_attention(data, model), expected, rtol=0, atol=TOLERANCE)
 
 
 def test_decoder_and_image(data: Any) -> None:
