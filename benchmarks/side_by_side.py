@@ -26,8 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..profiles.console import run_command
-from ..profiles.errors import PromptError, ToprovarError
+from ..profiles.errors import ToprovarError
 from ..profiles.tables import table
+from ..runtime.cli import read_prompts
 from ..runtime.engine import Engine
 from ..runtime.text import TextSource
 
@@ -96,10 +97,7 @@ def _prompts(args: argparse.Namespace) -> tuple[list[Any] | None, list[str]]:
         limit = args.limit or PROMPTS_PER_TASK
         judged = [prompt for i, prompt in enumerate(scene_prompts()) if i % PROMPTS_PER_TASK < limit]
         return judged, [prompt.prompt for prompt in judged]
-    lines = [line.strip() for line in args.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if not lines:
-        raise PromptError(f"{args.prompts}: holds no prompts; write one a line")
-    return None, lines
+    return None, read_prompts(args.prompts)
 
 
 def _scorer() -> Any:

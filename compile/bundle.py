@@ -20,7 +20,7 @@ from ..models.text.words import WordTextEncoder
 from ..profiles.baselines import dense
 from ..profiles.errors import BundleError
 from ..profiles.manifest import MANIFEST, SCHEDULE, WEIGHTS, EngineManifest, FileEntry, Graph, ScaleGraph, sha256_of
-from ..profiles.plan import scale_flops, schedule_flops
+from ..profiles.plan import plan_scales, scale_flops, schedule_flops
 from ..profiles.schedule import Schedule
 from .graphs import OPSET, Exported, export_conditioning, export_decoder, export_scale, export_words
 from .weight_store import WeightStore, place
@@ -112,8 +112,7 @@ def _manifest(
     profile = model.profile
     graphs = {name: Graph(file=name, inputs=graph.inputs, outputs=graph.outputs) for name, graph in exported.items()}
     scales = []
-    for step in build_steps(model.transformer, profile, schedule):
-        plan = step.plan
+    for plan in plan_scales(schedule):
         scales.append(
             ScaleGraph(
                 scale=plan.scale,

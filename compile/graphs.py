@@ -16,12 +16,11 @@ from torch.export import Dim
 from ..models.infinity.step import ScaleStep
 from ..models.infinity.transformer import Infinity
 from ..plugins.flash_attention_entropy import onnx as fae
+from ..profiles.manifest import OUTPUT_SUFFIX
 from .weight_store import WeightStore, externalize
 
 # 18: ONNX Runtime's Attention of opset 23 refuses the broadcast text mask, and its decomposition is as fast
 OPSET = 18
-OUT = ".out"
-"""Suffix of every output: a graph's input and output cannot share a name."""
 
 _BATCH = Dim("batch", min=1, max=64)
 _TEXT = Dim("text", min=1, max=512)
@@ -166,7 +165,7 @@ def _export(
             opset_version=OPSET,
             dynamic_shapes=shapes,
             input_names=list(inputs),
-            output_names=[name + OUT for name in outputs],
+            output_names=[name + OUTPUT_SUFFIX for name in outputs],
             custom_translation_table=fae.translation(),
             # the rewriter takes longer than all the rest, and ONNX Runtime folds the same constants when it loads a graph
             optimize=False,

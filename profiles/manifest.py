@@ -16,6 +16,8 @@ MANIFEST = "manifest.json"
 SCHEDULE = "schedule.yaml"
 WEIGHTS = "weights.safetensors"
 TARGETS = ("onnx",)
+OUTPUT_SUFFIX = ".out"
+"""Of every graph output: an input and an output of one graph cannot share a name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

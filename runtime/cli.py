@@ -85,15 +85,20 @@ def _prompts(args: argparse.Namespace) -> list[str]:
         if not args.prompt.strip():
             raise PromptError("--prompt is empty; give a text")
         return [args.prompt]
+    return read_prompts(args.prompts)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """Prompts of a text file, one a line; blank lines do not count."""
     try:
-        lines = args.prompts.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as problem:
-        raise PromptError(f"{args.prompts}: no such file; --prompts takes a text file, one prompt a line") from problem
+        raise PromptError(f"{path}: no such file; --prompts takes a text file, one prompt a line") from problem
     except (OSError, UnicodeDecodeError) as problem:
-        raise PromptError(f"{args.prompts}: is no text file ({problem}); --prompts takes one prompt a line") from problem
+        raise PromptError(f"{path}: is no text file ({problem}); --prompts takes one prompt a line") from problem
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
-        raise PromptError(f"{args.prompts}: holds no prompts; write one a line")
+        raise PromptError(f"{path}: holds no prompts; write one a line")
     return prompts
 
 

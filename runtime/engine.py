@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,10 @@ from numpy.typing import NDArray
 
 from ..models.noise import image_noise
 from ..profiles.errors import BundleError, ToprovarError
-from ..profiles.manifest import SCHEDULE, WEIGHTS, EngineManifest, Graph
+from ..profiles.manifest import OUTPUT_SUFFIX, SCHEDULE, WEIGHTS, EngineManifest, Graph
 from ..profiles.plan import ROWLESS
 from ..profiles.schedule import Schedule
 
-OUT = ".out"
 FloatArray = NDArray[np.float32]
 
 
@@ -80,8 +80,9 @@ class Engine:
 
         values = {name: v if isinstance(v, ort.OrtValue) else ort.OrtValue.ortvalue_from_numpy(v) for name, v in feeds.items()}
         outputs = self._sessions[graph.file].run_with_ort_values(list(graph.outputs), values)
-        return {name.removesuffix(OUT): value for name, value in zip(graph.outputs, outputs, strict=True)}
+        return {name.removesuffix(OUTPUT_SUFFIX): value for name, value in zip(graph.outputs, outputs, strict=True)}
 
+    @cached_property
     def unconditional(self) -> FloatArray:
         """The learned unconditional text vectors `[text_maxlen, Ct]`."""
         from safetensors import safe_open
@@ -137,7 +138,7 @@ class Engine:
                 raise ToprovarError("a negative prompt needs guidance, this engine was built with cfg 1; build one with --cfg")
             return text, lengths
         if negative is None:
-            learned = self.unconditional()[: text.shape[1]]
+            learned = self.unconditional[: text.shape[1]]
             other, other_lengths = np.broadcast_to(learned, (len(text), *learned.shape)), lengths
         else:
             other, other_lengths = negative
