@@ -1,46 +1,81 @@
 """`toprovar::flash_attention_entropy`: attention that also returns the entropy of every query's distribution.
 
-A torch op, not a function, so that torch.export keeps it as one node and each target maps it to its own kernel.
+A torch op, not a function, so that torch.export keeps it as one node and each target maps it to its own kernel: Triton on a
+GPU, the definition elsewhere. Entropy averaged over heads, or without the output, has no kernel of its own: `e` is a
+256th of the bytes of `o`, so the mean over it costs nothing that can be measured (`benchmarks/LOG.md`).
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from .reference import attention_with_entropy
 
+WIDEST = 256
 
-@torch.library.custom_op("toprovar::flash_attention_entropy", mutates_args=())
-def _op(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+
+def _definition(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     output, entropy = attention_with_entropy(q, k, v, scale)
-    return output.contiguous(), entropy.contiguous()
+    return output.transpose(1, 2).contiguous().transpose(1, 2), entropy.contiguous()
+
+
+_op = torch.library.custom_op("toprovar::flash_attention_entropy", _definition, mutates_args=())
+
+
+@_op.register_kernel("cuda")
+def _(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    if not _has_kernel(q):
+        return _definition(q, k, v, scale)
+    from .launch import forward
+
+    if scale < 0:
+        q, scale = -q, -scale
+    q, k, v = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (q, k, v))
+    return forward(q, k, v, scale)
 
 
 @_op.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    batch, heads, queries, width = q.shape
     entropy_dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
-    return torch.empty(q.shape, dtype=q.dtype, device=q.device), q.new_empty(q.shape[:-1], dtype=entropy_dtype)
+    output = q.new_empty((batch, queries, heads, width)).transpose(1, 2)
+    return output, q.new_empty((batch, heads, queries), dtype=entropy_dtype)
+
+
+def _has_kernel(q: Tensor) -> bool:
+    return q.dtype in (torch.float16, torch.bfloat16, torch.float32) and q.shape[-1] % 16 == 0 and q.shape[-1] <= WIDEST
 
 
 def flash_attention_entropy(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Attention output and entropy in one call.
 
+    On a GPU, fp16, bf16 and fp32 with D a multiple of 16 up to 256 run the kernels, from strided inputs without a copy as
+    long as the last dimension is contiguous; anything else runs the definition.
+
     Args:
-        q: `[B, H, Nq, D]`.
-        k: `[B, H, Nk, D]`, same dtype and device.
+        q: `[B, H, Nq, D]`, any strides.
+        k: `[B, H, Nk, D]`, same dtype and device; Nk at least 1.
         v: `[B, H, Nk, D]`, same dtype and device.
-        scale: Multiplies the logits before the softmax; 1.0 for cosine attention.
+        scale: Multiplies the logits before the softmax; 1.0 for cosine attention. Finite.
 
     Returns:
-        `o` `[B, H, Nq, D]` in q's dtype and `e` `[B, H, Nq]` fp32, in nats, between 0 and ln Nk.
+        `o` `[B, H, Nq, D]` in q's dtype, stored as `[B, Nq, H, D]` so that merging the heads is a view, and `e` `[B, H, Nq]`
+        fp32 (fp64 for fp64), in nats, between 0 and ln Nk. The kernels take logits up to about 1e9; NaN, infinite or larger
+        ones give NaN.
 
     Raises:
-        ValueError: The shapes, dtypes or devices do not fit.
+        ValueError: The shapes, dtypes, devices or scale do not fit.
     """
     if q.ndim != 4 or k.shape != v.shape or q.shape[:2] != k.shape[:2] or q.shape[3] != k.shape[3]:
         raise ValueError(f"expected q [B, H, Nq, D] and k, v [B, H, Nk, D], got {[*q.shape]}, {[*k.shape]}, {[*v.shape]}")
+    if k.shape[2] == 0:
+        raise ValueError(f"expected at least one key, got k {[*k.shape]}")
     if not q.dtype == k.dtype == v.dtype or not q.device == k.device == v.device:
         raise ValueError(f"q, k, v must share dtype and device, got {q.dtype}, {k.dtype}, {v.dtype}")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale}")
     output, entropy = torch.ops.toprovar.flash_attention_entropy(q, k, v, float(scale))
     return output, entropy

@@ -1,0 +1,143 @@
+"""`toprovar::select_tokens`, `gather_rows`, `scatter_rows`: which tokens run, and moving them out of and back into a scale.
+
+Torch ops, so that torch.export keeps each as one node; the definition everywhere, Triton kernels on CUDA. They read nothing
+back to the host, so CUDA graphs can capture them after one call outside (which compiles), and they have no gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INDICES = (torch.int32, torch.int64)
+
+
+_select = torch.library.custom_op("toprovar::select_tokens", reference.select, mutates_args=())
+_gather = torch.library.custom_op("toprovar::gather_rows", reference.gather_rows, mutates_args=())
+_scatter = torch.library.custom_op("toprovar::scatter_rows", reference.scatter_rows, mutates_args=())
+
+
+@_select.register_fake
+def _(scores: Tensor, k: int, largest: bool) -> Tensor:
+    return scores.new_empty((scores.shape[0], k), dtype=torch.int64)
+
+
+@_gather.register_fake
+def _(x: Tensor, indices: Tensor) -> Tensor:
+    return x.new_empty((x.shape[0], indices.shape[1], x.shape[2]))
+
+
+@_scatter.register_fake
+def _(base: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
+    return base.new_empty(base.shape)
+
+
+# imported when first called: a machine without a GPU need not have Triton
+
+
+@_select.register_kernel("cuda")
+def _(scores: Tensor, k: int, largest: bool) -> Tensor:
+    from . import launch
+
+    return launch.select(scores, k, largest)
+
+
+@_gather.register_kernel("cuda")
+def _(x: Tensor, indices: Tensor) -> Tensor:
+    from . import launch
+
+    return launch.gather_rows(x, indices)
+
+
+@_scatter.register_kernel("cuda")
+def _(base: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
+    from . import launch
+
+    return launch.scatter_rows(base, indices, rows)
+
+
+def select_tokens(scores: Tensor, k: int, largest: bool = False) -> Tensor:
+    """Indices of the k smallest (or largest) scores of each row, ascending by index; ties go to the lower index.
+
+    Args:
+        scores: `[R, N]`, fp16, bf16, fp32 or fp64. -0.0 equals 0.0; NaN counts as the greatest value.
+        k: 1 to N.
+        largest: Take the largest instead of the smallest.
+
+    Returns:
+        `[R, k]` int64, in 0..N-1, strictly ascending along a row.
+
+    Raises:
+        ValueError: `scores` is not a float matrix, or k is outside 1..N.
+    """
+    if scores.ndim != 2 or scores.dtype not in _FLOATS:
+        raise ValueError(
+            f"scores: got {_shown(scores)}, expected [R, N] in fp16, bf16, fp32 or fp64; flatten each map to one row of floats"
+        )
+    n = scores.shape[1]
+    # torch.export cannot see that N // 2 <= N: a count computed from a symbolic size is taken at its word
+    if isinstance(k, int) and not 1 <= k <= n:
+        raise ValueError(f"k: got {k} for rows of {n} scores, expected 1 to {n}; keep between one token and all of them")
+    result: Tensor = torch.ops.toprovar.select_tokens(scores, k, largest)
+    return result
+
+
+def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
+    """Rows of `x` at `indices`.
+
+    Args:
+        x: `[B, N, C]`, any dtype; on CUDA without a copy where the last dimension is contiguous, whatever the other strides.
+        indices: `[B, k]` int32 or int64, in 0..N-1. An index outside raises on the CPU and gives a row of zeros on CUDA.
+
+    Returns:
+        `[B, k, C]`, contiguous, in the dtype of `x`.
+
+    Raises:
+        ValueError: The shapes, the devices or the dtype of `indices` do not fit.
+    """
+    _check("x", x, indices)
+    result: Tensor = torch.ops.toprovar.gather_rows(x, indices)
+    return result
+
+
+def scatter_rows(base: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
+    """`base` with `rows` put over it at `indices`; `base` stays as it is.
+
+    Args:
+        base: `[B, N, C]`, any dtype.
+        indices: `[B, k]` int32 or int64, in 0..N-1 and distinct in a row: of two equal ones, which wins is not defined. An
+            index outside raises on the CPU and writes nothing on CUDA.
+        rows: `[B, k, C]`, dtype and device of `base`.
+
+    Returns:
+        `[B, N, C]`, new and contiguous, in the dtype of `base`.
+
+    Raises:
+        ValueError: The shapes, the devices or the dtypes do not fit.
+    """
+    _check("base", base, indices)
+    expected = [*indices.shape, base.shape[2]]
+    if [*rows.shape] != expected or rows.dtype != base.dtype or rows.device != base.device:
+        raise ValueError(
+            f"rows: got {_shown(rows)}, expected {base.dtype} {expected} on {base.device}; give one row an index, and convert "
+            "with .to(base)"
+        )
+    result: Tensor = torch.ops.toprovar.scatter_rows(base, indices, rows)
+    return result
+
+
+def _check(name: str, x: Tensor, indices: Tensor) -> None:
+    if x.ndim != 3:
+        raise ValueError(f"{name}: got {_shown(x)}, expected [B, N, C]; add the missing dimension with .unsqueeze")
+    if indices.ndim != 2 or indices.shape[0] != x.shape[0] or indices.dtype not in _INDICES or indices.device != x.device:
+        raise ValueError(
+            f"indices: got {_shown(indices)}, expected int32 or int64 [{x.shape[0]}, k] on {x.device}; use the result of "
+            "select_tokens on the same batch, or .expand and .to it"
+        )
+
+
+def _shown(x: Tensor) -> str:
+    return f"{x.dtype} {[*x.shape]} on {x.device}"

@@ -1,0 +1,35 @@
+"""Calibration on a GPU: every entropy comes from the FAE kernels, and the statistics are those of the CPU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_model import prompt_set, small_model, small_profile
+from toprovar.calibrate.run import measure
+from toprovar.models.load import WeightOptions, load_model
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+def test_the_dense_model_is_measured_by_the_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from toprovar.plugins.flash_attention_entropy import launch
+
+    launched: list[torch.Size] = []
+    forward = launch.forward
+
+    def counted(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> tuple[torch.Tensor, torch.Tensor]:
+        launched.append(k.shape)
+        return forward(q, k, v, scale)
+
+    monkeypatch.setattr(launch, "forward", counted)
+    model = load_model(small_profile(), WeightOptions(weights="random"), torch.float32, torch.device("cuda"))
+    prompts = prompt_set()
+    found = measure(model, prompts, 5, tmp_path / "cuda", progress=False)
+    layers, scales = model.profile.transformer.depth, len(model.profile.sizes)
+    assert len(launched) == len(prompts.prompts) * layers * scales
+    expected = measure(small_model(), prompts, 5, tmp_path / "cpu", progress=False)
+    for scale in range(scales):
+        np.testing.assert_allclose(found.mean_entropy(scale), expected.mean_entropy(scale), rtol=2e-3)
