@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from small_model import write_profile
 from toprovar import cli
@@ -100,8 +102,14 @@ def test_dry_run_builds_nothing(work: Path, capsys: pytest.CaptureFixture[str]) 
 def test_doctor_names_each_implementation(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["doctor"]) == 0
     text = capsys.readouterr().out
-    assert "ONNX Runtime, CPU" in text
-    assert "torch, CPU" in text
+    lines = {line.split("  ")[0]: line for line in text.splitlines()}
+    assert f"yes  torch {version('torch')}" in lines["torch, CPU"]
+    assert f"yes  onnxruntime {version('onnxruntime')}" in lines["ONNX Runtime, CPU"]
+    for name in ("FAE and token kernels (Triton)", "FAE kernel for Hopper", "TensorRT plugin, ahead of time", "TensorRT-RTX"):
+        assert "  yes  " in lines[name] or "  no  " in lines[name]
+    if not torch.cuda.is_available():
+        assert "sees no GPU; install a CUDA build of torch" in lines["torch, CUDA"]
+        assert "  no  " in lines["FAE and token kernels (Triton)"]
 
 
 REFUSED = [

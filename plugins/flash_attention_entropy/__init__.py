@@ -1,8 +1,8 @@
 """`toprovar::flash_attention_entropy`: attention that also returns the entropy of every query's distribution.
 
 A torch op, not a function, so that torch.export keeps it as one node and each target maps it to its own kernel: Triton on a
-GPU, the definition elsewhere. Entropy averaged over heads, or without the output, has no kernel of its own: `e` is a
-256th of the bytes of `o`, so the mean over it costs nothing that can be measured (`benchmarks/LOG.md`).
+GPU, the definition elsewhere. Entropy averaged over heads has no kernel of its own: `e` is a 64th of the bytes of `o` at
+D = 128, so the mean over it is one small pass, and a sum over programs of different heads would change from run to run.
 """
 
 from __future__ import annotations

@@ -20,6 +20,8 @@ from .kernel import fae_combine, fae_forward
 LOG2_E = math.log2(math.e)
 # below this many query rows, tiles of 128 leave most of a Hopper GPU idle
 HOPPER_QUERIES = 320
+# Triton versions, from and below, whose Gluon the Hopper kernel was compiled with
+GLUON_VERSIONS = ((3, 6), (3, 8))
 # a share of the keys must be worth the pass that merges the shares
 KEYS_A_SPLIT = 1024
 
@@ -128,11 +130,10 @@ def launch_tile(
 @cache
 def hopper_problem() -> str | None:
     """Why the Hopper kernel cannot be used by this Triton, or None when it can."""
-    try:
-        from . import hopper
-    except (ImportError, AttributeError) as problem:
-        return f"triton {triton.__version__} lacks what the Hopper kernel needs ({problem}); use triton 3.6 or 3.7"
-    assert hopper is not None
+    found = tuple(int(part) for part in triton.__version__.split(".")[:2])
+    if not GLUON_VERSIONS[0] <= found < GLUON_VERSIONS[1]:
+        # Gluon changes from release to release: 3.9 does not compile what 3.6 and 3.7 do
+        return f"triton {triton.__version__} has another Gluon than the kernel is written for; use triton 3.6 or 3.7"
     return None
 
 
