@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 DTYPES = ("float32", "bfloat16", "float16")
 SHOWN_CHARACTERS = 60
+SEARCHED = ("toprovar", "auto")
+"""Policies that are made for a target; the others are fixed."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,10 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="of a dataset id (default: train)")
     parser.add_argument("--num-prompts", type=int, help="how many, chosen by --seed (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice, the images' noise and random weights (default: 0)")
-    parser.add_argument("--policy", default="toprovar", help="toprovar, dense, skip-N or noguide-N (default: toprovar)")
-    parser.add_argument(
-        "--target-speedup", type=float, default=2.0, help="dense FLOPs over the schedule's, for toprovar (default: 2.0)"
+    parser.add_argument("--policy", default="toprovar", help="toprovar, auto, dense, skip-N or noguide-N (default: toprovar)")
+    target = parser.add_mutually_exclusive_group()
+    target.add_argument(
+        "--target-speedup", type=float, help="dense FLOPs over the schedule's, for toprovar and auto (default: 2.0)"
     )
+    target.add_argument("--min-psnr", type=float, help="for auto: the fastest schedule at least so near to dense, in dB")
+    parser.add_argument("--budget-minutes", type=float, help="for auto: begin no new round of combinations after so long")
     parser.add_argument("--out", type=Path, default=Path("calibration"), help="folder of the results (default: calibration)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=f"of the weights (default: {DTYPES[0]})")
@@ -50,9 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check what is cheap to check, measure, decide, and write all three files."""
     profile = chosen_profile(args)
-    fixed = None if args.policy == "toprovar" else baseline(args.policy, profile)
-    if not (math.isfinite(args.target_speedup) and args.target_speedup > 1):
-        raise ScheduleError(f"--target-speedup must be more than 1 (2 = half the FLOPs), got {args.target_speedup:g}")
+    fixed = None if args.policy in SEARCHED else baseline(args.policy, profile)
+    _check_target(args)
     _check_writable(args.out)
     prompts = _prompts(args)
     device, dtype = _placement(args)
@@ -68,13 +72,38 @@ def run(args: argparse.Namespace) -> int:
     model = load_model(profile, options, dtype, device)
     measurements = measure(model, prompts, args.seed, args.out)
     _warn_of_cut(prompts, measurements, profile)
-    schedule = fixed or toprovar_schedule(measurements, profile, args.target_speedup)
+    schedule = fixed or (
+        toprovar_schedule(measurements, profile, args.target_speedup)
+        if args.policy == "toprovar"
+        else _auto(args, model, prompts)
+    )
     digest = _sha256(args.out / COMPLETE)
     schedule = replace(schedule, provenance=_provenance(args, schedule, model, options, prompts, digest))
     schedule.save(args.out / "schedule.yaml")
     write_report(args.out / "report.html", measurements, schedule, profile)
     _summary(args, schedule, profile, COMPLETE)
     return 0
+
+
+def _check_target(args: argparse.Namespace) -> None:
+    """The target fits the policy; a speed-up of 2 where none is given."""
+    if args.min_psnr is not None and args.policy != "auto":
+        raise ScheduleError(f"--min-psnr is for --policy auto; policy {args.policy} is made for --target-speedup")
+    if args.min_psnr is not None and not (math.isfinite(args.min_psnr) and args.min_psnr > 0):
+        raise ScheduleError(f"--min-psnr must be a number of dB above 0 (35 = hard to tell apart), got {args.min_psnr:g}")
+    if args.budget_minutes is not None and not args.budget_minutes > 0:
+        raise ScheduleError(f"--budget-minutes must be above 0, got {args.budget_minutes:g}")
+    if args.target_speedup is None and args.min_psnr is None:
+        args.target_speedup = 2.0
+    if args.target_speedup is not None and not (math.isfinite(args.target_speedup) and args.target_speedup > 1):
+        raise ScheduleError(f"--target-speedup must be more than 1 (2 = half the FLOPs), got {args.target_speedup:g}")
+
+
+def _auto(args: argparse.Namespace, model: LoadedModel, prompts: PromptSet) -> Schedule:
+    from .search.policy import Target, auto_schedule
+
+    target = Target(speedup=args.target_speedup, psnr_db=args.min_psnr)
+    return auto_schedule(model, prompts.prompts, args.seed, args.out, target, args.budget_minutes)
 
 
 def _check_writable(out: Path) -> None:
@@ -149,15 +178,23 @@ def _provenance(
         },
         "seed": args.seed,
         "measurements_sha256": measurements_sha256,
-        "target_speedup": args.target_speedup if schedule.policy == "toprovar" else None,
+        "target_speedup": args.target_speedup if schedule.policy in SEARCHED else None,
         "flops_speedup": schedule_flops(dense(profile), profile) / schedule_flops(schedule, profile),
     }
 
 
 def _summary(args: argparse.Namespace, schedule: Schedule, profile: ModelProfile, measured: str) -> None:
     print(schedule_table(schedule, profile))
-    asked = f" (asked {args.target_speedup:g}x)" if schedule.policy == "toprovar" else ""
+    asked = f" (asked {args.target_speedup:g}x)" if schedule.policy in SEARCHED and args.target_speedup else ""
     print(f"\npredicted     {schedule.provenance['flops_speedup']:.2f}x fewer FLOPs than dense{asked}")
+    found = schedule.provenance.get("auto")
+    if found:
+        chosen, rival = found["chosen"], found["best_product"]
+        held = f"on {found['prompts']['held_out']} held-out prompts"
+        print(f"fidelity      {chosen['psnr_db']:.1f} dB to dense; {chosen['held_out_psnr_db']:.1f} dB {held}")
+        print(
+            f"beside it     best of skip-N with noguide-M: {rival['held_out_psnr_db']:.1f} dB {held}, {rival['speedup']:.2f}x"
+        )
     for what, name in (("measurements", measured), ("schedule", "schedule.yaml"), ("report", "report.html")):
         print(f"{what:<12}  {args.out / name}")
     print(f"next          build-engine --schedule {args.out / 'schedule.yaml'}")

@@ -25,6 +25,7 @@ from ..profiles.strict import write_atomic
 from . import example_figures as examples
 from . import figures
 from .policy import representative_scale
+from .search import figures as search_figures
 
 TEMPLATE = Path(__file__).with_name("report.html")
 NO_EXAMPLES = "<p>The measurements hold no example images.</p>"
@@ -75,6 +76,7 @@ def _parts(measurements: Measurements, schedule: Schedule, profile: ModelProfile
         "schedule_picture": _figure(figures.schedule_picture(schedule), "The schedule: share of tokens by scale and layer"),
         "schedule_table": _schedule_table(schedule, profile),
         "constants": _constants(found, schedule) if found else "",
+        "front": _front_section(schedule.provenance.get("auto")),
         "rho_chart": _figure(figures.rho_chart(measurements, found), "rho by scale"),
         "entropy_chart": _figure(figures.entropy_chart(measurements), "Mean entropy by scale"),
         "layer_maps": _figure(figures.layer_maps(measurements, scale, score), "Entropy, updates and structure by layer"),
@@ -163,6 +165,36 @@ def _constants(found: dict[str, Any], schedule: Schedule) -> str:
     ]
     table = _table(("constant", "value", "how it was chosen"), rows)
     return f'<p>The policy’s constants, all taken from the measurements for the target.</p>\n<div class="scroll">{table}</div>'
+
+
+def _front_section(found: dict[str, Any] | None) -> str:
+    """What the search of the `auto` policy found, and why it chose as it did."""
+    if found is None:
+        return ""
+    chosen, rival, target = found["chosen"], found["best_product"], found["target"]
+    asked = f"at least {target['speedup']:g}×" if target["speedup"] else f"at least {target['psnr_db']:g} dB"
+    searched, held = found["prompts"]["searched"], found["prompts"]["held_out"]
+    text = (
+        f"<p>Asked for {asked}. Of {found['schedules_run']} schedules that were run on {searched} prompts, the chosen one is "
+        f"the best that meets it: {chosen['speedup']:.2f}× at {chosen['psnr_db']:.1f} dB, and "
+        f"{chosen['held_out_psnr_db']:.1f} dB on {held} prompts held out. The best product of skip-N and "
+        f"noguide-M that is as fast: {rival['speedup']:.2f}× at "
+        f"{rival['psnr_db']:.1f} dB, held out {rival['held_out_psnr_db']:.1f} dB.</p>"
+    )
+    rows = []
+    for point in found["front"]:
+        changes = "; ".join(
+            f"scale {scale}: {change['share']:.0%} of the tokens ({change['fill']})"
+            + (f", without layers {change['skipped_layers']}" if change["skipped_layers"] else "")
+            for scale, change in point["changes"].items()
+        )
+        ends = f"{point['scales_run']} run, {point['scales_guided']} with guidance"
+        rows.append((f"{point['speedup']:.2f}×", f"{point['psnr_db']:.1f}", ends, html.escape(changes) or "all tokens"))
+    table = _table(("Speed-up", "PSNR, dB", "Scales", "Tokens and layers"), rows)
+    figures_ = _figure(search_figures.front_chart(found), "PSNR over speed-up") + _figure(
+        search_figures.singles_chart(found), "Cost of pruning one scale"
+    )
+    return f'<h2>The search</h2>{text}{figures_}<div class="scroll">{table}</div>'
 
 
 def _entropy_section(measurements: Measurements, schedule: Schedule) -> str:

@@ -34,7 +34,7 @@ def baseline(policy: str, profile: ModelProfile) -> Schedule:
         return base
     match = re.fullmatch(r"(skip|noguide)-(\d+)", policy)
     if match is None:
-        raise ScheduleError(f"policy {policy!r} is not known; choose toprovar, dense, skip-N or noguide-N")
+        raise ScheduleError(f"policy {policy!r} is not known; choose toprovar, auto, dense, skip-N or noguide-N")
     kind, last, scales = match[1], int(match[2]), len(base.scales)
     if not 1 <= last < scales:
         raise ScheduleError(f"policy {policy}: N must be 1 to {scales - 1} for the {scales} scales of {profile.name}")

@@ -85,18 +85,34 @@ def generate(
     Returns:
         Summed codes `[B, d, H, W]`, the decoder's input.
     """
-    model, profile = steps[0].model, steps[0].profile
+    model = steps[0].model
     rows = condition_rows(model, text, lengths, steps[0].plan.guidance, negative)
-    state = initial_state(model.condition(*rows))
-    cfg, tau = (profile.sampling.per_scale(name, len(profile.sizes)) for name in ("cfg", "tau"))
+    return run_scales(steps, initial_state(model.condition(*rows)), noise, on_scale)["summed"]
+
+
+def run_scales(steps: Sequence[ScaleStep], state: State, noise: Tensor, on_scale: OnScale | None = None) -> State:
+    """Run scales from any state that fits the first of them, such as the one an earlier run left before that scale.
+
+    Args:
+        steps: From `build_steps`, or the end of them.
+        state: Is not changed.
+        noise: `[B, tokens of the full schedule, token bits]`.
+        on_scale: As of `generate`.
+
+    Returns:
+        The state after the last step.
+    """
+    state = State(state)
     for step in steps:
-        plan = step.plan
+        plan, profile = step.plan, step.profile
         if plan.drops_guidance:
-            state = narrow_rows(state, text.shape[0])
+            state = narrow_rows(state, noise.shape[0])
         state["noise"] = noise[:, plan.offset : plan.offset + plan.count]
-        state["cfg"], state["tau"] = (text.new_tensor([values[plan.scale]]) for values in (cfg, tau))
+        for name in ("cfg", "tau"):
+            value = profile.sampling.per_scale(name, len(profile.sizes))[plan.scale]
+            state[name] = noise.new_tensor([value])
         out = step(state)
         if on_scale is not None:
             on_scale(plan, out)
         state.update({name: out[name] for name in step.output_names()})
-    return state["summed"]
+    return state

@@ -1,0 +1,146 @@
+"""Predict the squared error and the FLOPs of combinations from what single actions cost.
+
+Errors of different actions are taken as independent, so their squares add; one factor for each kind of action (where run and
+guidance end, tokens, layers) is fitted to combinations that were run. FLOPs of one scale's change are counted with all other
+scales whole; the chosen few are counted exactly. Combinations are never listed: for each place where run and guidance end, the
+options of one scale after the other are merged into the frontier so far, and what is worse in both is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ...profiles.model import ModelProfile
+from ...profiles.plan import plan_scales, scale_flops
+from .actions import Change, Plan, build
+
+LAYERS_SKIPPED = (0, 1, 2, 3)
+# the frontier of one merge is thinned to so many points: enough for a step of 1 % in FLOPs
+FRONTIER_POINTS = 400
+FACTOR_RANGE = (0.3, 3.0)
+
+
+@dataclass(slots=True)
+class Costs:
+    """What single actions cost, and the fitted factors.
+
+    Attributes:
+        ends: Mean squared error by (scales that run, scales with guidance).
+        tokens: By scale and change, tokens pruned alone.
+        layers: By scale and layer, one layer left out.
+        factors: Of ends, tokens and layers in a combination.
+    """
+
+    ends: dict[tuple[int, int], float] = field(default_factory=dict)
+    tokens: dict[int, dict[Change, float]] = field(default_factory=dict)
+    layers: dict[int, dict[int, float]] = field(default_factory=dict)
+    factors: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def parts(self, plan: Plan) -> tuple[float, float, float]:
+        """Squared errors of a plan's ends, tokens and layers, before the factors."""
+        tokens = layers = 0.0
+        for scale, change in plan.changes.items():
+            if scale < plan.runs:
+                tokens += self.tokens[scale][Change(change.share, change.fill)] if change.share < 1 else 0.0
+                layers += sum(self.layers[scale][layer] for layer in change.skipped)
+        return self.ends[plan.runs, plan.guided], tokens, layers
+
+    def predict(self, plan: Plan) -> float:
+        """Mean squared error of a plan."""
+        return float(np.dot(self.parts(plan), self.factors))
+
+    def fit(self, measured: Iterable[tuple[Plan, float]]) -> None:
+        """Fit the factors to combinations that were run; each counts by its relative error."""
+        rows, ones = [], []
+        for plan, error in measured:
+            parts = self.parts(plan)
+            if error > 0 and sum(part > 0 for part in parts) > 1:
+                rows.append([part / error for part in parts])
+                ones.append(1.0)
+        if len(rows) < len(self.factors):
+            return
+        # a weak pull towards 1 keeps a factor that nothing determines
+        pull = np.eye(3) * 0.1 * np.sqrt(len(rows))
+        matrix, target = np.vstack([np.array(rows), pull]), np.concatenate([ones, pull.sum(axis=1)])
+        solved = np.linalg.lstsq(matrix, target, rcond=None)[0]
+        first, second, third = (float(value) for value in np.clip(solved, *FACTOR_RANGE))
+        self.factors = (first, second, third)
+
+
+def frontier(costs: Costs, profile: ModelProfile) -> list[tuple[float, float, Plan]]:
+    """Non-dominated combinations by prediction: (FLOPs, squared error, plan), FLOPs falling."""
+    points: list[tuple[float, float, Plan]] = []
+    for (runs, guided), error in costs.ends.items():
+        points += _merged(costs, profile, runs, guided, error * costs.factors[0])
+    return thin(points, None)
+
+
+def _merged(costs: Costs, profile: ModelProfile, runs: int, guided: int, error: float) -> list[tuple[float, float, Plan]]:
+    """Frontier of all changes at one place where run and guidance end."""
+    base = Plan(runs, guided)
+    flops = {plan.scale: float(scale_flops(plan, profile)) for plan in plan_scales(build(base, profile))}
+    points = [(sum(flops.values()), error, base)]
+    for scale in sorted(costs.tokens):
+        if scale >= runs:
+            continue
+        options = [(Change(), 0.0, 0.0), *_options(costs, profile, base, scale, flops[scale])]
+        points = thin(
+            [
+                (total - saved, found + extra, Plan(runs, guided, {**plan.changes, scale: change} if saved else plan.changes))
+                for total, found, plan in points
+                for change, saved, extra in options
+                if _agree(plan, change)
+            ],
+            FRONTIER_POINTS,
+        )
+    return points
+
+
+def _options(
+    costs: Costs, profile: ModelProfile, base: Plan, scale: int, whole: float
+) -> Iterator[tuple[Change, float, float]]:
+    """(change, FLOPs saved, squared error) for each share, fill and number of layers left out, least harmful first."""
+    order = sorted(costs.layers.get(scale, {}), key=lambda layer: costs.layers[scale][layer])
+    for tokens in (Change(), *costs.tokens[scale]):
+        for skipped in LAYERS_SKIPPED[: len(order)] or (0,):
+            change = Change(tokens.share, tokens.fill, tuple(sorted(order[:skipped])))
+            if change == Change():
+                continue
+            plans = plan_scales(build(Plan(base.runs, base.guided, {scale: change}), profile))
+            now = next(float(scale_flops(plan, profile)) for plan in plans if plan.scale == scale)
+            error = costs.factors[1] * costs.tokens[scale].get(tokens, 0.0)
+            error += costs.factors[2] * sum(costs.layers[scale][layer] for layer in order[:skipped])
+            yield change, whole - now, error
+
+
+def _agree(plan: Plan, change: Change) -> bool:
+    """One fill a schedule: an update cached of the last whole scale must not be asked of held scales."""
+    fills = {c.fill for c in (*plan.changes.values(), change) if c.share < 1}
+    return len(fills) < 2
+
+
+def thin(points: Sequence[tuple[float, float, Plan]], limit: int | None) -> list[tuple[float, float, Plan]]:
+    """Points that no other beats in both FLOPs and error, at most `limit`, evenly over log FLOPs."""
+    best: list[tuple[float, float, Plan]] = []
+    for point in sorted(points, key=lambda p: (p[0], p[1])):
+        if not best or point[1] < best[-1][1]:
+            best.append(point)
+    best.reverse()
+    if limit is None or len(best) <= limit:
+        return best
+    position = np.log([p[0] for p in best])
+    wanted = np.linspace(position[0], position[-1], limit)
+    chosen = sorted({int(np.argmin(np.abs(position - value))) for value in wanted})
+    return [best[i] for i in chosen]
+
+
+def by_speedup(points: Sequence[tuple[float, float, Plan]], whole: float, targets: Sequence[float], each: int) -> list[Plan]:
+    """For each speed-up, the `each` plans of least predicted error that reach it."""
+    found: dict[object, Plan] = {}
+    for target in targets:
+        reach = sorted((p for p in points if whole / p[0] >= target), key=lambda p: p[1])[:each]
+        found |= {plan.key(): plan for _, _, plan in reach}
+    return list(found.values())

@@ -1,0 +1,200 @@
+"""The `auto` policy: trials equal whole runs, predictions add up, the front and the choice are right, searches resume."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_model import PROMPTS, small_model, small_profile, write_profile
+from toprovar.calibrate.cli import main as calibrate
+from toprovar.calibrate.search.actions import Change, Plan, build, grid, late_scales, layer_changes, token_changes
+from toprovar.calibrate.search.policy import Target, auto_schedule
+from toprovar.calibrate.search.predict import Costs, frontier, thin
+from toprovar.calibrate.search.search import Point, choose, front
+from toprovar.calibrate.search.trials import Fidelity, Trials, first_change
+from toprovar.models.infinity.generate import build_steps, generate
+from toprovar.models.infinity.vae import to_uint8
+from toprovar.models.noise import image_noise
+from toprovar.profiles.baselines import baseline, dense
+from toprovar.profiles.errors import ScheduleError
+from toprovar.profiles.plan import schedule_flops
+from toprovar.profiles.schedule import Schedule
+
+PROFILE = small_profile()
+COUNT = len(PROFILE.sizes)
+SEEDED = [(prompt, 3 + i) for i, prompt in enumerate(PROMPTS[:2])]
+
+
+def whole_run(schedule: Schedule, prompt: str, seed: int) -> np.ndarray:
+    """The uint8 image of a schedule, every scale run."""
+    model = small_model()
+    text = model.text.encode_prompts([prompt])
+    tokens = sum(h * w for h, w in PROFILE.sizes)
+    noise = torch.from_numpy(image_noise(seed, tokens, PROFILE.transformer.token_bits))[None]
+    summed = generate(build_steps(model.transformer, PROFILE, schedule), text.features, text.lengths, noise)
+    with torch.inference_mode():
+        return to_uint8(model.vae.decoder(summed))[0].numpy().astype(float)
+
+
+def schedules() -> list[Schedule]:
+    last = COUNT - 1
+    plans = [
+        Plan(COUNT, COUNT, {last: Change(0.5)}),
+        Plan(COUNT, COUNT, {last: Change(0.25, "cache")}),
+        Plan(COUNT, last, {last: Change(skipped=(1,))}),
+        Plan(COUNT, last - 1, {last - 1: Change(0.5), last: Change(0.5)}),
+    ]
+    return [*(build(plan, PROFILE) for plan in plans), baseline("skip-1", PROFILE), baseline("noguide-2", PROFILE)]
+
+
+def test_a_trial_is_the_whole_run() -> None:
+    """Only the scales from the first change on are run, from the state that the dense run left."""
+    trials = Trials(small_model(), SEEDED, "key")
+    found = trials.measure([dense(PROFILE), *schedules()])
+    assert found[0].squared_error == (0.0, 0.0)
+    assert found[0].psnr_db == 99.0
+    for schedule, fidelity in zip(schedules(), found[1:], strict=True):
+        for (prompt, seed), error in zip(SEEDED, fidelity.squared_error, strict=True):
+            difference = whole_run(schedule, prompt, seed) - whole_run(dense(PROFILE), prompt, seed)
+            assert error == pytest.approx(float(np.mean(difference**2)), rel=1e-3)
+            assert error > 0
+
+
+def test_first_change() -> None:
+    assert first_change(dense(PROFILE), dense(PROFILE)) == COUNT
+    assert first_change(dense(PROFILE), baseline("skip-2", PROFILE)) == COUNT - 2
+
+
+def test_trials_are_kept_and_those_of_another_model_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = tmp_path / "trials.json"
+    expected = Trials(small_model(), SEEDED, "key", store).measure(schedules()[:2])
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("runs again")
+
+    monkeypatch.setattr(Trials, "_run", refuse)
+    assert Trials(small_model(), SEEDED, "key", store).measure(schedules()[:2]) == expected
+    with pytest.raises(AssertionError, match="runs again"):
+        Trials(small_model(), SEEDED, "another", store).measure(schedules()[:2])
+    store.write_text("{")
+    assert Trials(small_model(), SEEDED, "key", store).results == {}
+
+
+def test_actions_cover_products_tokens_and_layers() -> None:
+    late = late_scales(PROFILE)
+    assert late
+    assert late[-1] == COUNT - 1
+    plans = list(grid(PROFILE))
+    assert plans[-1] == Plan(COUNT, COUNT)
+    names = {build(plan, PROFILE).digest() for plan in plans}
+    assert len(names) == len(plans)
+    for policy in ("dense", "skip-1", "noguide-1"):
+        assert baseline(policy, PROFILE).digest() in names
+    assert {scale for scale, _ in token_changes(PROFILE)} == {scale for scale, _ in layer_changes(PROFILE)} == set(late)
+
+
+def test_one_scale_can_be_pruned_and_lose_layers_at_once() -> None:
+    schedule = build(Plan(COUNT, COUNT, {COUNT - 1: Change(0.5, "hold", (0,))}), PROFILE)
+    rule = schedule.scales[-1]
+    assert rule.skip_layers == (0,)
+    assert rule.tokens is not None
+    assert rule.tokens.kept[0] == round(0.5 * rule.count)
+    assert schedule_flops(schedule, PROFILE) < 0.8 * schedule_flops(dense(PROFILE), PROFILE)
+
+
+def synthetic_costs() -> Costs:
+    ends = {(plan.runs, plan.guided): float(COUNT - plan.runs) * 9 + float(COUNT - plan.guided) for plan in grid(PROFILE)}
+    tokens = {scale: {} for scale in late_scales(PROFILE)}
+    for scale, change in token_changes(PROFILE):
+        tokens[scale][change] = (1 - change.share) * scale * (1.0 if change.fill == "hold" else 1.5)
+    layers = {scale: {layer: 3.0 + layer for layer in range(2)} for scale in late_scales(PROFILE)}
+    return Costs(ends=ends, tokens=tokens, layers=layers)
+
+
+def test_frontier_is_not_dominated_and_predicts_by_parts() -> None:
+    costs = synthetic_costs()
+    points = frontier(costs, PROFILE)
+    flops, errors = [p[0] for p in points], [p[1] for p in points]
+    assert flops == sorted(flops, reverse=True)
+    assert errors == sorted(errors)
+    assert points[0][1] == 0.0
+    for _, error, plan in points:
+        assert error == pytest.approx(costs.predict(plan))
+    # hold is cheaper in this table, so nothing on the frontier caches
+    assert {c.fill for _, _, plan in points for c in plan.changes.values() if c.share < 1} == {"hold"}
+
+
+def test_factors_are_found_again() -> None:
+    costs = synthetic_costs()
+    plans = [plan for _, _, plan in frontier(costs, PROFILE) if plan.changes]
+    true = replace_factors(costs, (0.8, 1.5, 1.0))
+    costs.fit([(plan, true.predict(plan)) for plan in plans])
+    assert costs.factors[0] == pytest.approx(0.8, abs=0.05)
+    assert costs.factors[1] == pytest.approx(1.5, abs=0.1)
+
+
+def replace_factors(costs: Costs, factors: tuple[float, float, float]) -> Costs:
+    return replace(costs, factors=factors)
+
+
+def test_thin_keeps_the_ends() -> None:
+    points = [(float(100 - i), float(i), Plan(COUNT, COUNT)) for i in range(50)]
+    kept = thin([*points, (100.0, 7.0, Plan(1, 1))], 10)
+    assert len(kept) <= 10
+    assert kept[0] == points[0]
+    assert kept[-1] == points[-1]
+
+
+def point(speedup: float, error: float) -> Point:
+    return Point(Plan(COUNT, COUNT), speedup, Fidelity((error,)), error)
+
+
+def test_front_and_choice() -> None:
+    points = [point(1.0, 0.0), point(2.0, 10.0), point(2.1, 9.0), point(3.0, 50.0), point(2.9, 60.0)]
+    best = front(points)
+    assert [p.speedup for p in best] == [1.0, 2.1, 3.0]
+    assert choose(best, speedup=2.0).speedup == 2.1
+    assert choose(best, psnr_db=38.0).speedup == 2.1
+    with pytest.raises(ScheduleError, match=r"at most 3.00x at 31.1 dB; run again with --target-speedup 3.00"):
+        choose(best, speedup=4.0)
+    with pytest.raises(ScheduleError, match=r"35 dB: the nearest .* has 31.1 dB at 3.00x"):
+        choose(best[2:], psnr_db=35.0)
+
+
+def test_two_searches_choose_the_same(tmp_path: Path) -> None:
+    found = [auto_schedule(small_model(), PROMPTS[:3], 1, tmp_path / str(i), Target(speedup=1.6)) for i in range(2)]
+    assert found[0] == found[1]
+    told = found[0].provenance["auto"]
+    assert told["prompts"] == {"searched": 2, "held_out": 1}
+    assert told["chosen"]["speedup"] >= 1.6
+    assert told["chosen"]["psnr_db"] >= told["best_product"]["psnr_db"]
+
+
+def test_too_few_prompts_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ScheduleError, match="needs at least 2 prompts"):
+        auto_schedule(small_model(), PROMPTS[:1], 1, tmp_path, Target(speedup=2))
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS[:2]))
+    common = ["--model", str(write_profile(tmp_path / "small.yaml")), "--weights", "random", "--prompts", str(prompts)]
+    out = tmp_path / "out"
+    assert calibrate([*common, "--policy", "auto", "--min-psnr", "20", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "held-out prompts" in text
+    assert "The search" in (out / "report.html").read_text()
+    schedule = Schedule.load(out / "schedule.yaml")
+    assert schedule.policy == "auto"
+    assert schedule.provenance["auto"]["chosen"]["psnr_db"] >= 20
+    for options, message in (
+        (["--policy", "toprovar", "--min-psnr", "30"], "--min-psnr is for --policy auto"),
+        (["--policy", "auto", "--min-psnr", "0"], "must be a number of dB above 0"),
+        (["--policy", "auto", "--budget-minutes", "0"], "--budget-minutes must be above 0"),
+        (["--policy", "auto", "--target-speedup", "900"], "the search found at most"),
+    ):
+        assert calibrate([*common, *options, "--out", str(out)]) == 2
+        assert message in capsys.readouterr().err
