@@ -29,7 +29,8 @@ from ..profiles.console import run_command
 from ..profiles.errors import ToprovarError
 from ..profiles.tables import table
 from ..runtime.cli import read_prompts
-from ..runtime.engine import Engine
+from ..runtime.loop import Engine
+from ..runtime.open_engine import open_engine
 from ..runtime.text import TextSource
 
 Pixels = NDArray[np.uint8]
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     if importlib.util.find_spec("skimage") is None:
         raise ToprovarError("SSIM comes from scikit-image; run `pip install scikit-image` (or toprovar[dev])")
     judged, prompts = _prompts(args)
-    engines = [Engine(folder, args.threads) for folder in args.engines]
+    engines = [open_engine(folder, args.threads) for folder in args.engines]
     texts = [TextSource(engine) for engine in engines]
     scorer = _scorer() if judged is not None else None
     results = [Results() for _ in engines]

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import onnx
+import torch
 
 from .. import __version__
 from ..models.infinity.generate import build_steps
@@ -23,22 +25,34 @@ from ..profiles.manifest import MANIFEST, SCHEDULE, WEIGHTS, EngineManifest, Fil
 from ..profiles.plan import plan_scales, scale_flops, schedule_flops
 from ..profiles.schedule import Schedule
 from .graphs import OPSET, Exported, export_conditioning, export_decoder, export_scale, export_words
+from .plan_bundle import compile_plans, engine_entry, kept_folder, with_plan
+from .plan_record import PlanRecord
+from .plans import PlanBuilder
 from .weight_store import WeightStore, place
 
 Job = tuple[str, Callable[[], Exported]]
 Progress = Callable[[str], None]
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "numpy")
 
 
-def build_bundle(model: LoadedModel, schedule: Schedule, out: Path, text: dict[str, Any], progress: Progress) -> EngineManifest:
+def build_bundle(
+    model: LoadedModel,
+    schedule: Schedule,
+    out: Path,
+    text: dict[str, Any],
+    progress: Progress,
+    builder: PlanBuilder | None = None,
+) -> EngineManifest:
     """Export everything and put the bundle in place.
 
     Args:
-        model: fp32, on the CPU.
+        model: On the CPU; its dtype is the bundle's precision.
         schedule: Fits the model's profile.
         out: Folder of the bundle; an existing bundle there is replaced, anything else is refused.
         text: How the run time makes the text encoder again; recorded in the manifest.
-        progress: Called with the name of each graph before it is exported.
+        progress: Called with the name of each graph before it is exported, and of each plan before it is built.
+        builder: Compiles every graph to a plan; None for the target `onnx`.
 
     Raises:
         BundleError: `out` is a folder that holds something else than a bundle.
@@ -48,8 +62,16 @@ def build_bundle(model: LoadedModel, schedule: Schedule, out: Path, text: dict[s
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        manifest = _build(model, schedule, work, text, progress)
+        exported, layout = _export_all(model, schedule, work, progress)
+        records = compile_plans(builder, exported, schedule.guided, out, work, progress) if builder is not None else {}
+        manifest = _manifest(model, schedule, text, exported, work)
+        if builder is not None:
+            weight_bytes = sum(length for _, length in layout.values())
+            engine = engine_entry(builder, records, weight_bytes)
+            manifest = replace(_with_plans(manifest, records), target=builder.kit.flavour.name, engine=engine)
+        (work / MANIFEST).write_bytes(manifest.to_json())
         _swap(work, out)
+        shutil.rmtree(kept_folder(out), ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return manifest
@@ -84,7 +106,10 @@ def _jobs(model: LoadedModel, schedule: Schedule, store: WeightStore) -> Iterato
     yield "decoder.onnx", lambda: export_decoder(model.vae.decoder, latent, store)
 
 
-def _build(model: LoadedModel, schedule: Schedule, work: Path, text: dict[str, Any], progress: Progress) -> EngineManifest:
+def _export_all(
+    model: LoadedModel, schedule: Schedule, work: Path, progress: Progress
+) -> tuple[dict[str, Exported], dict[str, tuple[int, int]]]:
+    """Graphs by file, and offset and length of every weight; both are written to `work`."""
     store = WeightStore()
     store.register("transformer", model.transformer)
     store.register("vae.decoder", model.vae.decoder)
@@ -101,9 +126,14 @@ def _build(model: LoadedModel, schedule: Schedule, work: Path, text: dict[str, A
         (work / name).write_bytes(graph.proto.SerializeToString(deterministic=True))
         onnx.checker.check_model(str(work / name))
     schedule.save(work / SCHEDULE)
-    manifest = _manifest(model, schedule, text, exported, work)
-    (work / MANIFEST).write_bytes(manifest.to_json())
-    return manifest
+    return exported, layout
+
+
+def _with_plans(manifest: EngineManifest, records: dict[str, PlanRecord]) -> EngineManifest:
+    words = manifest.words and with_plan(manifest.words, records)
+    scales = tuple(replace(scale, graph=with_plan(scale.graph, records)) for scale in manifest.scales)
+    condition, decoder = with_plan(manifest.condition, records), with_plan(manifest.decoder, records)
+    return replace(manifest, words=words, condition=condition, decoder=decoder, scales=scales)
 
 
 def _manifest(
@@ -144,6 +174,7 @@ def _manifest(
         words=graphs.get("words.onnx"),
         scales=tuple(scales),
         files=files,
+        precision=next(name for name, dtype in DTYPES.items() if dtype == model.transformer.pos_start.dtype),
     )
 
 

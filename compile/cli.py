@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..profiles.baselines import baseline
 from ..profiles.console import add_model_arguments, chosen_profile, run_command
 from ..profiles.errors import ScheduleError
-from ..profiles.manifest import TARGETS
+from ..profiles.manifest import TARGETS, EngineManifest
 from ..profiles.model import ModelProfile
-from ..profiles.plan import plan_scales
 from ..profiles.schedule import Schedule
 from ..profiles.tables import schedule_table
+from .plan_options import PlanOptions, add_plan_arguments, chosen_precision, plan_options
 
-# measured on two cores, 13 graphs of the tiny model in 88 s: seconds to export one layer of one scale, and the rest of a graph
-SECONDS_A_LAYER, SECONDS_A_GRAPH = 0.9, 1.2
-BYTES_A_LAYER = 30_000
+if TYPE_CHECKING:
+    import torch
+
+    from ..models.load import LoadedModel
+    from .plans import PlanBuilder
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="tell what would be built, its size and time; build nothing")
     parser.add_argument("--seed", type=int, help="of `--weights random` (default: as calibrated, else 0)")
     add_model_arguments(parser)
+    add_plan_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,13 +46,16 @@ def run(args: argparse.Namespace) -> int:
         schedule = Schedule.load(args.schedule)
         profile = _profile(args, schedule)
     schedule.check_model(profile)
+    precision, options = chosen_precision(args), plan_options(args, profile)
     if args.dry_run:
-        return _dry_run(schedule, profile)
+        from .dry_run import dry_run
+
+        return dry_run(schedule, profile, precision, options)
     from .bundle import check_destination
 
     check_destination(args.out)
     print(schedule_table(schedule, profile), file=sys.stderr)
-    return _build(args, schedule, profile)
+    return _build(args, schedule, profile, precision, options)
 
 
 def _profile(args: argparse.Namespace, schedule: Schedule) -> ModelProfile:
@@ -63,26 +70,19 @@ def _profile(args: argparse.Namespace, schedule: Schedule) -> ModelProfile:
     return profile
 
 
-def _build(args: argparse.Namespace, schedule: Schedule, profile: ModelProfile) -> int:
+def _build(
+    args: argparse.Namespace, schedule: Schedule, profile: ModelProfile, precision: str, options: PlanOptions | None
+) -> int:
+    """Load the model, build, tell what was built."""
     from tqdm import tqdm
 
-    from ..models.load import WeightOptions, load_model
-    from .bundle import build_bundle, graph_files
+    from .bundle import DTYPES, build_bundle, graph_files
 
-    recorded: dict[str, Any] = dict(schedule.provenance.get("weight_options") or {})
-    given = {"weights": args.weights, "vae": args.vae, "text_encoder": args.text_encoder, "revision": args.revision}
-    chosen = {key: value if value is not None else recorded.get(key) for key, value in given.items()}
-    options = WeightOptions(**chosen, seed=args.seed if args.seed is not None else int(recorded.get("seed", 0)))
-    model = load_model(profile, options)
-    expected = schedule.provenance.get("weights")
-    if expected and expected != model.digests:
-        print("build-engine: warning: these are not the weights that the schedule was calibrated on", file=sys.stderr)
-    source = options.text_encoder or profile.text.source
-    text: dict[str, Any] = {"kind": profile.text.kind, "source": source, "revision": options.revision}
-    if options.random and options.text_encoder is None and profile.text.kind != "words":
-        text = {"kind": "random", "seed": options.seed}
-    graphs = len(graph_files(schedule)) + 1 + (profile.text.kind == "words")
-    with tqdm(total=graphs, unit="graph", desc="build-engine") as bar:
+    graphs = (len(graph_files(schedule)) + (profile.text.kind == "words")) * (1 if options is None else 2)
+    with tqdm(total=graphs + 1, unit="graph", desc="build-engine") as bar:
+        # a library that is missing or a GPU that does not fit is told before the weights are loaded
+        builder = _plan_builder(options, bar.set_postfix_str)
+        model, text = _load(args, schedule, profile, DTYPES[precision])
         names: list[str] = []
 
         def progress(name: str) -> None:
@@ -90,33 +90,53 @@ def _build(args: argparse.Namespace, schedule: Schedule, profile: ModelProfile) 
             names.append(name)
             bar.set_postfix_str(name)
 
-        manifest = build_bundle(model, schedule, args.out, text, progress)
+        manifest = build_bundle(model, schedule, args.out, text, progress, builder)
         bar.update(1)
+    _tell(args.out, manifest)
+    return 0
+
+
+def _plan_builder(options: PlanOptions | None, detail: Callable[[str], None]) -> PlanBuilder | None:
+    if options is None:
+        return None
+    from .plans import PlanBuilder
+    from .tensorrt_flavours import toolkit
+
+    return PlanBuilder(toolkit(options.target), options, detail)
+
+
+def _load(
+    args: argparse.Namespace, schedule: Schedule, profile: ModelProfile, dtype: torch.dtype
+) -> tuple[LoadedModel, dict[str, Any]]:
+    """The model, and how the run time makes its text encoder again."""
+    from ..models.load import WeightOptions, load_model
+
+    recorded: dict[str, Any] = dict(schedule.provenance.get("weight_options") or {})
+    given = {"weights": args.weights, "vae": args.vae, "text_encoder": args.text_encoder, "revision": args.revision}
+    chosen = {key: value if value is not None else recorded.get(key) for key, value in given.items()}
+    options = WeightOptions(**chosen, seed=args.seed if args.seed is not None else int(recorded.get("seed", 0)))
+    model = load_model(profile, options, dtype)
+    expected = schedule.provenance.get("weights")
+    if expected and expected != model.digests:
+        print("build-engine: warning: these are not the weights that the schedule was calibrated on", file=sys.stderr)
+    source = options.text_encoder or profile.text.source
+    text: dict[str, Any] = {"kind": profile.text.kind, "source": source, "revision": options.revision}
+    if options.random and options.text_encoder is None and profile.text.kind != "words":
+        text = {"kind": "random", "seed": options.seed}
+    return model, text
+
+
+def _tell(out: Path, manifest: EngineManifest) -> None:
+    """What was built, on stdout."""
+    if manifest.engine:
+        from .build_report import REPORT, report_table
+
+        print(report_table(json.loads((out / REPORT).read_text(encoding="utf-8"))))
     size = sum(entry.bytes for entry in manifest.files.values())
-    print(f"bundle    {args.out}  ({size / 1e6:.1f} MB, {len(manifest.scales)} scales, target {manifest.target})")
-    print(f"schedule  {schedule.policy}  {manifest.flops_speedup:.2f}x fewer FLOPs than dense")
-    print(f'next      run-engine --engine {args.out} --prompt "a photo of a red star"')
-    return 0
-
-
-def _dry_run(schedule: Schedule, profile: ModelProfile) -> int:
-    import torch
-
-    from ..models.infinity.transformer import Infinity
-    from ..models.infinity.vae import BsqVae
-
-    plans = plan_scales(schedule)
-    with torch.device("meta"):
-        modules = (Infinity(profile.transformer), BsqVae(profile.vae).decoder)
-    weights = sum(p.numel() * 4 for module in modules for p in module.parameters())
-    layers = sum(len(plan.layers) for plan in plans)
-    graphs = len(plans) + 2 + (profile.text.kind == "words")
-    print(schedule_table(schedule, profile))
-    print(f"would build  {graphs} ONNX graphs of about {layers * BYTES_A_LAYER / 1e6:.1f} MB in all")
-    print(f"weights      {weights / 1e6:.0f} MB, once, fp32")
-    print(f"memory       about {2.2 * weights / 1e9 + 0.8:.1f} GB while building")
-    print(f"time         about {layers * SECONDS_A_LAYER + graphs * SECONDS_A_GRAPH:.0f} s on two cores")
-    return 0
+    what = f"{len(manifest.scales)} scales, target {manifest.target}, {manifest.precision}"
+    print(f"bundle    {out}  ({size / 1e6:.1f} MB, {what})")
+    print(f"schedule  {manifest.policy}  {manifest.flops_speedup:.2f}x fewer FLOPs than dense")
+    print(f'next      run-engine --engine {out} --prompt "a photo of a red star"')
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,6 +17,7 @@ from ..models.infinity.step import ScaleStep
 from ..models.infinity.transformer import Infinity
 from ..plugins.flash_attention_entropy import onnx as fae
 from ..profiles.manifest import OUTPUT_SUFFIX
+from ..profiles.plan import FP32_STATE
 from .weight_store import WeightStore, externalize
 
 # 18: ONNX Runtime's Attention of opset 23 refuses the broadcast text mask, and its decomposition is as fast
@@ -55,7 +56,7 @@ class Conditioning(nn.Module):
 
 
 class ClampedDecoder(nn.Module):
-    """Summed codes to an image in [-1, 1]."""
+    """Summed codes to an image in [-1, 1]; both fp32, between them the decoder's own dtype."""
 
     def __init__(self, decoder: nn.Module) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class ClampedDecoder(nn.Module):
 
     def forward(self, summed: Tensor) -> Tensor:
         """`[B, d, H, W]` -> `[B, 3, h, w]`."""
-        return self.decoder(summed).clamp(-1, 1)  # type: ignore[no-any-return]
+        return self.decoder(summed).float().clamp(-1, 1)  # type: ignore[no-any-return]
 
 
 def export_scale(step: ScaleStep, store: WeightStore) -> Exported:
@@ -78,7 +79,7 @@ def export_conditioning(model: Infinity, store: WeightStore) -> Exported:
     """Text conditioning of R rows."""
     module = Conditioning(model)
     example = {
-        "text": torch.randn(_BATCH_EXAMPLE, _TEXT_EXAMPLE, model.config.text_channels, dtype=model.pos_start.dtype),
+        "text": torch.randn(_BATCH_EXAMPLE, _TEXT_EXAMPLE, model.config.text_channels),
         "lengths": torch.tensor([_TEXT_EXAMPLE, _TEXT_EXAMPLE - 1]),
     }
     shapes = {"text": {0: _BATCH, 1: _TEXT}, "lengths": {0: _BATCH}}
@@ -87,7 +88,7 @@ def export_conditioning(model: Infinity, store: WeightStore) -> Exported:
 
 def export_decoder(decoder: nn.Module, latent: tuple[int, int, int], store: WeightStore) -> Exported:
     """VAE decoder; `latent` is (d, H, W)."""
-    example = {"summed": torch.randn(_BATCH_EXAMPLE, *latent, dtype=next(decoder.parameters()).dtype)}
+    example = {"summed": torch.randn(_BATCH_EXAMPLE, *latent)}
     return _export(ClampedDecoder(decoder), example, {"summed": {0: _BATCH}}, ("summed",), ("image",), store)
 
 
@@ -122,7 +123,7 @@ def _example(name: str, step: ScaleStep) -> Tensor:
         "cfg": (1,),
         "tau": (1,),
     }[kind]
-    return torch.rand(shape, dtype=step.model.pos_start.dtype) + 0.5
+    return torch.rand(shape, dtype=torch.float32 if kind in FP32_STATE else step.model.pos_start.dtype) + 0.5
 
 
 def _entropy_size(step: ScaleStep) -> tuple[int, int]:

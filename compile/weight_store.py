@@ -44,8 +44,10 @@ class WeightStore:
             return known
         # a reshaped parameter shares its memory, and safetensors stores no memory twice
         value = value.detach().clone(memory_format=torch.contiguous_format)
-        array = value.numpy()
-        digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode() + array.tobytes()).hexdigest()[:16]
+        # numpy has no bfloat16
+        array = (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy()
+        kind = f"{value.dtype}{tuple(value.shape)}".removeprefix("torch.")
+        digest = hashlib.sha256(kind.encode() + array.tobytes()).hexdigest()[:16]
         name = f"constants.{digest}"
         self.tensors.setdefault(name, value)
         return name

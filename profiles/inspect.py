@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from .errors import ToprovarError
 from .manifest import MANIFEST, SCHEDULE, EngineManifest
@@ -60,11 +61,32 @@ def _print_bundle(folder: Path) -> None:
     manifest.verify(folder)
     profile, schedule = manifest.model_profile(), Schedule.load(folder / SCHEDULE)
     print(schedule_table(schedule, profile))
-    print(f"\ntarget {manifest.target}, built by toprovar {manifest.toprovar} with", end=" ")
+    print(f"\ntarget {manifest.target}, {manifest.precision}, built by toprovar {manifest.toprovar} with", end=" ")
     print(", ".join(f"{name} {version}" for name, version in manifest.versions.items()))
     print(f"schedule sha256  {manifest.schedule_sha256}")
     for part, digest in manifest.weights.items():
         print(f"{part}  {digest}")
+    if manifest.engine:
+        print(_plans(manifest.engine))
     rows = [["file", "bytes", "sha256"]]
     rows += [[name, str(entry.bytes), entry.sha256[:16]] for name, entry in sorted(manifest.files.items())]
     print(f"\n{table(rows)}\n{folder / MANIFEST}: complete, every SHA-256 as recorded")
+
+
+def _plans(engine: dict[str, Any]) -> str:
+    """What must fit the machine, then what each plan holds."""
+    machines = ", ".join(f"sm_{sm}" for sm in engine.get("sm", ()))
+    facts = {
+        "flavour": f"{engine.get('flavour')} {engine.get('version')}",
+        "GPUs": machines or "-",
+        "attention kernels": engine.get("kernel_hash") or "none of ours",
+        "options": f"--opt-level {engine.get('opt_level')}",
+        "largest request": f"{engine.get('max_batch')} images, {engine.get('max_text')} text tokens",
+        "weights": f"{int(engine.get('weight_bytes') or 0) / 1e6:.1f} MB, once for all plans",
+    }
+    width = max(len(name) for name in facts)
+    rows = [["plan", "bytes", "layers", "plugins", "built in s"]]
+    for name, plan in sorted(engine.get("plans", {}).items()):
+        cells = [str(plan.get(key, "-")) for key in ("bytes", "layers", "plugins")]
+        rows.append([name, *cells, f"{plan['seconds']:.1f}" if "seconds" in plan else "-"])
+    return "\n".join([*(f"{name.ljust(width)}  {value}" for name, value in facts.items()), "", table(rows)])

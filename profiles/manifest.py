@@ -15,18 +15,31 @@ from .strict import build
 MANIFEST = "manifest.json"
 SCHEDULE = "schedule.yaml"
 WEIGHTS = "weights.safetensors"
-TARGETS = ("onnx",)
+TARGETS = ("onnx", "tensorrt", "tensorrt-rtx")
+PLAN_TARGETS = ("tensorrt", "tensorrt-rtx")
+"""Targets whose graphs are compiled to plans; their weights are inputs, one copy for all plans."""
+PRECISIONS = ("fp32", "fp16", "bf16")
 OUTPUT_SUFFIX = ".out"
 """Of every graph output: an input and an output of one graph cannot share a name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
-    """One subgraph: its file in the bundle and the names of its tensors, in order."""
+    """One subgraph.
+
+    Attributes:
+        file: Its ONNX model in the bundle.
+        inputs: Names of the state's tensors that go in, in order.
+        outputs: Names of those that come out, in order.
+        plan: The plan compiled from it, or empty.
+        weights: Of a plan, its weight inputs and the tensors of `weights.safetensors` that feed them.
+    """
 
     file: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    plan: str = ""
+    weights: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("inputs", "outputs"):
@@ -68,7 +81,7 @@ class EngineManifest:
 
     Attributes:
         toprovar: Version that built it.
-        target: `onnx`.
+        target: One of TARGETS.
         profile: The model profile, as a mapping.
         schedule_sha256: Digest of what runs (`Schedule.digest`).
         policy: How the schedule was made.
@@ -82,6 +95,8 @@ class EngineManifest:
         words: Subgraph of the word-level text encoder, or None.
         scales: Coarse to fine.
         files: Every file of the bundle but the manifest.
+        precision: Of weights and state, one of PRECISIONS.
+        engine: Of plans, what must fit the machine: `flavour`, `version`, `sm` (targets), `kernel_hash`, build options.
     """
 
     toprovar: str
@@ -99,6 +114,8 @@ class EngineManifest:
     words: Graph | None
     scales: tuple[ScaleGraph, ...]
     files: dict[str, FileEntry] = field(default_factory=dict)
+    precision: str = "fp32"
+    engine: dict[str, Any] = field(default_factory=dict)
 
     def model_profile(self) -> ModelProfile:
         return ModelProfile.from_dict(self.profile, f"{MANIFEST}: profile")

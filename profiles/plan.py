@@ -12,6 +12,8 @@ from .schedule import Schedule, TokenRule
 
 ROWLESS = frozenset(("summed", "noise", "entropy", "cfg", "tau"))
 """State that has a batch of images, or nothing, in front; everything else has rows and loses the unconditional ones."""
+FP32_STATE = ROWLESS
+"""State that is fp32 whatever the model's dtype: what bits are drawn from and what codes are summed in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

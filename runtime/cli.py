@@ -15,7 +15,7 @@ from ..profiles.errors import PromptError, ToprovarError
 from ..profiles.tables import table
 
 if TYPE_CHECKING:
-    from .engine import Engine, Images
+    from .loop import Engine, Images
 
 MAX_BATCH = 64
 
@@ -44,10 +44,10 @@ def run(args: argparse.Namespace) -> int:
             raise ToprovarError(f"--{name.replace('_', '-')} must be {least} to {most}, got {getattr(args, name)}")
     from tqdm import tqdm
 
-    from .engine import Engine
+    from .open_engine import open_engine
 
     started = time.perf_counter()
-    engine = Engine(args.engine, args.threads)
+    engine = open_engine(args.engine, args.threads)
     loaded = time.perf_counter() - started
     print(f"loaded {args.engine} in {loaded:.1f} s", file=sys.stderr)
     jobs = [(prompt, args.seed + i) for prompt in prompts for i in range(args.num_images)]

@@ -10,9 +10,7 @@ from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 
 from ..profiles.tables import table
-
-TENSORRT_PACKAGES = ("tensorrt", "tensorrt-cu13", "tensorrt-cu12")
-RTX_PACKAGES = ("tensorrt-rtx", "tensorrt-rtx-cu13", "tensorrt-rtx-cu12")
+from .machine import PACKAGES
 
 
 class UnusableError(Exception):
@@ -20,23 +18,39 @@ class UnusableError(Exception):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    del parser
+    parser.add_argument(
+        "--verify-tensorrt", action="store_true", help="build the tiny model for each flavour, draw, compare with onnx"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print one line an implementation."""
-    del args
+    """Print one line an implementation, or verify those that build plans."""
+    if args.verify_tensorrt:
+        from .verify import verify
+
+        return verify({target: _reason(CHECKS[name]) for target, name in FLAVOURS.items()})
     print(f"python {platform.python_version()}, {platform.machine()}, {len(os.sched_getaffinity(0))} cores")
     rows = [["implementation", "usable", "version or reason"]]
     for name, check in CHECKS.items():
         try:
             rows.append([name, "yes", check()])
-        except PackageNotFoundError as problem:
-            rows.append([name, "no", f"{problem.name} is not installed"])
-        except UnusableError as problem:
-            rows.append([name, "no", str(problem)])
+        except (PackageNotFoundError, UnusableError) as problem:
+            rows.append([name, "no", _told(problem)])
     print(_left(rows))
     return 0
+
+
+def _told(problem: Exception) -> str:
+    return f"{problem.name} is not installed" if isinstance(problem, PackageNotFoundError) else str(problem)
+
+
+def _reason(check: Callable[[], str]) -> str:
+    """Why it cannot be used here, or nothing."""
+    try:
+        check()
+    except (PackageNotFoundError, UnusableError) as problem:
+        return _told(problem)
+    return ""
 
 
 def _left(rows: list[list[str]]) -> str:
@@ -101,13 +115,13 @@ def _installed(package: str) -> str | None:
 
 
 def _tensorrt() -> str:
-    found = _imported("tensorrt", TENSORRT_PACKAGES, "run `pip install tensorrt` where there is an NVIDIA GPU")
+    found = _imported("tensorrt", PACKAGES["tensorrt"], "run `pip install tensorrt` where there is an NVIDIA GPU")
     _cuda()
     return found
 
 
 def _tensorrt_rtx() -> str:
-    found = _imported("tensorrt_rtx", RTX_PACKAGES, "run `pip install tensorrt-rtx`")
+    found = _imported("tensorrt_rtx", PACKAGES["tensorrt-rtx"], "run `pip install tensorrt-rtx`")
     _cuda()
     import torch
 
@@ -127,3 +141,5 @@ CHECKS: dict[str, Callable[[], str]] = {
     "TensorRT-RTX": _tensorrt_rtx,
     "T5 text encoder": lambda: f"transformers {version('transformers')}",
 }
+FLAVOURS = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
+"""Targets that build plans, and the check that tells whether they can run here."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..profiles.errors import ToprovarError
-from .engine import Engine
+from .loop import Engine
 
 
 class Features(NamedTuple):
@@ -42,11 +42,8 @@ class TextSource:
     def _words(self, prompts: Sequence[str]) -> Features:
         from ..models.tiny.text import WordTokenizer
 
-        graph = self.engine.manifest.words
-        assert graph is not None, "a bundle with a word encoder holds its graph"
         encoded = WordTokenizer(max_length=self.engine.profile.text.max_length).encode(list(prompts))
-        text = self.engine.run_graph(graph, {"ids": encoded.ids})["text"].numpy()
-        return Features(text, encoded.lengths, tuple(bool(cut) for cut in encoded.cut))
+        return Features(self.engine.words(encoded.ids), encoded.lengths, tuple(bool(cut) for cut in encoded.cut))
 
     def _torch_encoder(self, kind: str) -> Any:
         profile = self.engine.profile

@@ -89,6 +89,8 @@ def test_files_stay_readable(root: Path) -> None:
         ("toprovar.compile.cli", ("torch", "onnx")),
         ("toprovar.runtime.cli", ("torch", "onnxruntime", "transformers")),
         ("toprovar.runtime.engine", ("torch", "onnx", "datasets")),
+        ("toprovar.runtime.open_engine", ("torch", "onnxruntime", "tensorrt", "tensorrt_rtx")),
+        ("toprovar.runtime.tensorrt_engine", ("torch", "onnxruntime", "tensorrt", "tensorrt_rtx")),
     ],
 )
 def test_heavy_packages_come_late(module: str, banned: tuple[str, ...]) -> None:

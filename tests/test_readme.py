@@ -33,6 +33,9 @@ def test_command(command: str) -> None:
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
         return
+    if words[0] == "pip":
+        assert words[2] in (ROOT / "pyproject.toml").read_text()
+        return
     if words[0] == "python3":
         assert "-e ." in command
         return

@@ -11,6 +11,8 @@ The state is a mapping of named tensors (B images; R rows, B conditional and the
     noise                       [B, N, d] uniform in [0, 1), this scale's
     cfg, tau                    [1] guidance strength and temperature of this scale
 
+`summed`, `entropy`, `noise`, `cfg` and `tau` are fp32 whatever the model's dtype: bits are drawn and codes are summed in fp32.
+
 Where a schedule drops guidance, the caller narrows the state to its conditional rows first (`narrow_rows`).
 A schedule changes the function by rules (drop rows, skip layers, gather kept tokens, scatter), never by a second model.
 """
@@ -104,7 +106,7 @@ class ScaleStep(nn.Module):
             if plan.kept[layer]:
                 x = self._layer(layer, block, x, rope, kept, state, out)
             if layer in self.mixed_layers and plan.guidance:
-                mixed = self._mix(x, state)
+                mixed = self._mix(x, state).to(x.dtype)
                 x = torch.cat([mixed, mixed])
         logits = self._logits(x, state)
         self._emit(logits, state, kept if self.holds else None, out)
@@ -118,7 +120,7 @@ class ScaleStep(nn.Module):
         if plan.scale == 0:
             return state["sos"].unsqueeze(1) + model.pos_start + level
         tokens = tokens_of(state["summed"], plan.size, self.profile.transformer.patchify)
-        x = model.word_embed(tokens)
+        x = model.word_embed(tokens.to(model.pos_start.dtype))
         return (torch.cat([x, x]) if plan.guidance else x) + level
 
     def _select(self, state: Mapping[str, Tensor]) -> Tensor:
@@ -182,7 +184,7 @@ class ScaleStep(nn.Module):
 
     def _logits(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """Bit logits after temperature and guidance: `[B, n, 2 d]`."""
-        logits = self.model.logits(x, state["head"]) * (1 / state["tau"])
+        logits = self.model.logits(x, state["head"]).float() * (1 / state["tau"])
         if self.plan.guidance and self.mixes_logits:
             return self._mix(logits, state)
         return logits[: state["noise"].shape[0]]

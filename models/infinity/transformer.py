@@ -111,12 +111,14 @@ class Infinity(nn.Module):
         """Everything that depends on the text alone.
 
         Args:
-            text: `[R, T, Ct]` features of each row; what stands behind a row's length is ignored.
+            text: `[R, T, Ct]` features of each row, in the model's dtype or fp32; what stands behind a row's length is ignored.
             lengths: `[R]` int64, number of valid features of each row, 1 to T.
         """
         visible = torch.arange(text.shape[1], device=text.device) < lengths[:, None]
-        mask = torch.where(visible, 0.0, float("-inf"))[:, None, None, :].to(text.dtype)
-        text = self.text_norm(torch.where(visible[..., None], text, 0.0))
+        dtype = self.pos_start.dtype
+        mask = torch.where(visible, 0.0, float("-inf"))[:, None, None, :].to(dtype)
+        # features of T5 may be too large for fp16 until they are normalised
+        text = self.text_norm(torch.where(visible[..., None], text, 0.0)).to(dtype)
         sos = self.text_proj_for_sos.ca(text, mask)
         projected = self.text_proj_for_ca(text)
         pairs = [block.ca.keys_values(projected) for block in self.blocks()]

@@ -143,7 +143,8 @@ class Decoder(nn.Module):
         self.norm_out, self.conv_out = _Norm(widths[0]), _Conv(widths[0], 3, 3, padding=1)
 
     def forward(self, latent: Tensor) -> Tensor:
-        x = self.mid(self.conv_in(latent))
+        # codes are summed in fp32 whatever the weights are
+        x = self.mid(self.conv_in(latent.to(self.conv_in.conv.weight.dtype)))
         for level in reversed(self.up):
             x = level(x)
         return self.conv_out(self.norm_out(x))  # type: ignore[no-any-return]

@@ -1,0 +1,70 @@
+"""`build_report.json` and its table: what each plan is made of, and the plans that a later build may keep."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..profiles.tables import table
+from .plan_record import PlanRecord
+
+REPORT = "build_report.json"
+
+
+def report(records: Mapping[str, PlanRecord], engine: dict[str, Any], precision: str) -> dict[str, Any]:
+    """The report as JSON."""
+    build = {name: value for name, value in engine.items() if name != "plans"}
+    total = {name: sum(getattr(r, name) for r in records.values()) for name in ("layers", "plugins", "bytes")}
+    total["seconds"] = round(sum(record.seconds for record in records.values()), 2)
+    plans = {file: asdict(record) for file, record in records.items()}
+    return {"format": 1, "precision": precision, **build, "total": total, "plans": plans}
+
+
+def save_report(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def report_table(content: dict[str, Any]) -> str:
+    """One line a plan."""
+    rows = [["plan", "layers", "precision", "plugins", "inputs", "weights", "MB", "seconds"]]
+    for file, plan in sorted(content["plans"].items()):
+        counts = [str(plan["plugins"]), str(len(plan["inputs"])), str(len(plan["weights"]))]
+        rows.append([file, str(plan["layers"]), content["precision"], *counts, _mb(plan["bytes"]), f"{plan['seconds']:.1f}"])
+    total = content["total"]
+    rows.append(
+        ["all", str(total["layers"]), "", str(total["plugins"]), "", "", _mb(total["bytes"]), f"{total['seconds']:.1f}"]
+    )
+    return table(rows)
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.2f}"
+
+
+def earlier_plans(bundle: Path, interrupted: Path) -> dict[str, Path]:
+    """Plans by key: of an interrupted build, and of the bundle that is going to be replaced.
+
+    Records of the bundle's plans are written into `interrupted`, beside copies of them.
+    """
+    try:
+        plans = json.loads((bundle / REPORT).read_text(encoding="utf-8"))["plans"]
+    except (OSError, ValueError, KeyError, TypeError):
+        plans = {}
+    for file, record in plans.items():
+        if (bundle / file).is_file() and (bundle / file).stat().st_size == record["bytes"]:
+            keep(interrupted, bundle / file, PlanRecord(**record))
+    return {path.stem: path for path in sorted(interrupted.glob("*.plan")) if path.with_suffix(".json").is_file()}
+
+
+def keep(folder: Path, plan: Path, record: PlanRecord) -> None:
+    """Put a copy of a plan where a resumed build finds it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = folder / f"{record.key}.plan"
+    if not kept.exists():
+        shutil.copyfile(plan, kept)
+        # the record last: a plan without one does not count
+        kept.with_suffix(".json").write_text(json.dumps(asdict(record)), encoding="utf-8")

@@ -1,0 +1,101 @@
+"""How plans are built: checked where the options are made, before anything slow starts."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+
+from ..profiles.errors import BundleError
+from ..profiles.manifest import PLAN_TARGETS, PRECISIONS
+from ..profiles.model import ModelProfile
+
+LIMITS = {"opt_level": (0, 5), "max_batch": (1, 64)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """Options of one bundle's plans.
+
+    Attributes:
+        target: One of PLAN_TARGETS.
+        precision: Of weights and state, one of PRECISIONS.
+        sm: GPUs to build for, as 89; empty takes the flavour's default.
+        opt_level: TensorRT's builder optimisation level, 0 to 5.
+        workspace_gib: Limit of a plan's scratch memory in GiB; None is TensorRT's own, the whole GPU.
+        timing_cache: `none`, or the file; empty is one in the user's cache folder, versioned by what it depends on.
+        resume: Keep plans of an interrupted build or of the bundle that is replaced, where nothing of theirs changed.
+        max_batch: Most images a request.
+        max_text: Most text tokens a prompt.
+    """
+
+    target: str
+    precision: str = "fp16"
+    sm: tuple[int, ...] = ()
+    opt_level: int = 3
+    workspace_gib: float | None = None
+    timing_cache: str = ""
+    resume: bool = False
+    max_batch: int = 4
+    max_text: int
+
+    def __post_init__(self) -> None:
+        if self.target not in PLAN_TARGETS:
+            raise BundleError(f"target {self.target!r}: expected one of {', '.join(PLAN_TARGETS)}")
+        if self.precision not in PRECISIONS:
+            raise BundleError(f"--precision {self.precision}: expected one of {', '.join(PRECISIONS)}")
+        for name, (least, most) in {**LIMITS, "max_text": (1, 512)}.items():
+            if not least <= getattr(self, name) <= most:
+                flag = name.replace("_", "-")
+                raise BundleError(f"--{flag} {getattr(self, name)}: expected {least} to {most}")
+        if self.workspace_gib is not None and self.workspace_gib <= 0:
+            raise BundleError(f"--workspace {self.workspace_gib:g}: expected GiB above 0; omit it for no limit")
+
+    def digest_fields(self) -> dict[str, object]:
+        """Options that change a plan."""
+        names = ("target", "precision", "opt_level", "workspace_gib")
+        return {name: getattr(self, name) for name in names}
+
+
+def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("plans", "for the targets tensorrt and tensorrt-rtx")
+    group.add_argument("--precision", choices=PRECISIONS, help="of weights and state (default: fp32 for onnx, else fp16)")
+    group.add_argument("--sm", type=int, nargs="+", default=[], help="GPUs to build for (default: 80 86 89 120, or this one)")
+    group.add_argument("--opt-level", type=int, default=3, help="0 builds fastest, 5 searches longest (default: 3)")
+    group.add_argument("--workspace", type=float, help="GiB of scratch memory a plan may use (default: no limit)")
+    group.add_argument("--timing-cache", default="", help="file, or `none` (default: one in the user's cache folder)")
+    group.add_argument("--resume", action="store_true", help="keep plans of an interrupted build that are still right")
+    group.add_argument("--max-batch", type=int, default=4, help="most images a request (default: 4)")
+    group.add_argument("--max-text", type=int, help="most text tokens a prompt (default: the text encoder's)")
+
+
+def chosen_precision(args: argparse.Namespace) -> str:
+    """The precision asked for, or the target's own.
+
+    Raises:
+        BundleError: The target cannot run it.
+    """
+    if args.precision is None:
+        return "fp16" if args.target in PLAN_TARGETS else "fp32"
+    if args.target == "onnx" and args.precision == "bf16":
+        raise BundleError("--precision bf16: ONNX Runtime has no bf16 kernels for the CPU; use fp32 or fp16")
+    return str(args.precision)
+
+
+def plan_options(args: argparse.Namespace, profile: ModelProfile) -> PlanOptions | None:
+    """Options of the flags; None where the target has no plans."""
+    if args.target not in PLAN_TARGETS:
+        return None
+    longest = profile.text.max_length
+    if args.max_text is not None and args.max_text > longest:
+        raise BundleError(f"--max-text {args.max_text}: the text encoder of {profile.name} gives at most {longest} tokens")
+    return PlanOptions(
+        target=args.target,
+        precision=chosen_precision(args),
+        sm=tuple(args.sm),
+        opt_level=args.opt_level,
+        workspace_gib=args.workspace,
+        timing_cache=args.timing_cache,
+        resume=args.resume,
+        max_batch=args.max_batch,
+        max_text=longest if args.max_text is None else args.max_text,
+    )

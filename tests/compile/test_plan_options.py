@@ -1,0 +1,149 @@
+"""Options of plans: each mistake is told at once, in one line that says what to do instead; what is written is whole."""
+
+from __future__ import annotations
+
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_model import small_profile, write_profile
+from toprovar.compile.cli import main as build_engine
+from toprovar.compile.plan_inputs import free_names, sizes
+from toprovar.compile.plan_options import PlanOptions
+from toprovar.compile.plan_record import Limits
+from toprovar.compile.tensorrt_flavours import FLAVOURS, check_version, numbers, target_sm, toolkit
+from toprovar.compile.timing_cache import TimingCache, timing_cache_path, write_whole
+from toprovar.profiles.errors import BundleError
+
+REFUSED = [
+    (["--target", "onnx", "--precision", "bf16"], "ONNX Runtime has no bf16 kernels"),
+    (["--target", "tensorrt-rtx", "--opt-level", "6"], "--opt-level 6: expected 0 to 5"),
+    (["--target", "tensorrt-rtx", "--max-batch", "0"], "--max-batch 0: expected 1 to 64"),
+    (["--target", "tensorrt-rtx", "--max-text", "99"], "gives at most 16 tokens"),
+    (["--target", "tensorrt-rtx", "--workspace", "-1"], "--workspace -1: expected GiB above 0"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), REFUSED, ids=[" ".join(flags) for flags, _ in REFUSED])
+def test_refusals(flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--policy", "dense", "--weights", "random", "--model", str(write_profile(tmp_path / "small.yaml"))]
+    assert build_engine([*model, "--out", str(tmp_path / "out"), *flags]) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("sm", [90, 100])
+def test_rtx_has_no_data_centre_target(sm: int) -> None:
+    with pytest.raises(BundleError, match=f"--sm {sm}: tensorrt-rtx has no such target.*80, 86, 89, 120.*--target tensorrt"):
+        target_sm(FLAVOURS["tensorrt-rtx"], (80, sm))
+
+
+def test_rtx_builds_for_all_common_gpus_unless_told() -> None:
+    assert target_sm(FLAVOURS["tensorrt-rtx"], ()) == (80, 86, 89, 120)
+    assert target_sm(FLAVOURS["tensorrt-rtx"], (89, 86, 89)) == (86, 89)
+
+
+def test_tensorrt_builds_for_the_gpu_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    flavour = FLAVOURS["tensorrt"]
+    monkeypatch.setattr("toprovar.compile.tensorrt_flavours._gpu", lambda: 90)
+    assert target_sm(flavour, ()) == target_sm(flavour, (90,)) == (90,)
+    with pytest.raises(BundleError, match=r"--sm 89: tensorrt builds for the GPU at hand only, sm_90"):
+        target_sm(flavour, (89,))
+    monkeypatch.setattr("toprovar.compile.tensorrt_flavours._gpu", lambda: 0)
+    with pytest.raises(BundleError, match=r"torch sees no GPU; build on the GPU that will run it"):
+        target_sm(flavour, ())
+
+
+@pytest.mark.parametrize("version", ["10.12.0", "12.0.0"])
+def test_unknown_tensorrt_is_refused(version: str) -> None:
+    with pytest.raises(BundleError, match=rf"tensorrt {version}: expected 10\.13 or newer, below 12\.0"):
+        check_version(FLAVOURS["tensorrt"], version)
+
+
+@pytest.mark.parametrize("version", ["10.13.3.9.post1", "10.16.1.11", "11.4.0.106"])
+def test_known_tensorrt_is_taken(version: str) -> None:
+    check_version(FLAVOURS["tensorrt"], version)
+    assert numbers("10.13.3.9.post1") == (10, 13, 3, 9)
+
+
+def test_missing_library_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(BundleError, match=r"tensorrt_rtx.*is not installed; run `pip install tensorrt-rtx-cu13`|does not load"):
+        toolkit("tensorrt-rtx")
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", types.SimpleNamespace(__version__="2.3.0"))
+    with pytest.raises(BundleError, match=r"tensorrt-rtx 2\.3\.0: expected 1\.1 or newer, below 2\.0"):
+        toolkit("tensorrt-rtx")
+
+
+def test_precisions_and_targets_are_checked_without_the_command_too() -> None:
+    with pytest.raises(BundleError, match=r"--precision int8: expected one of fp32, fp16, bf16"):
+        PlanOptions(target="tensorrt", precision="int8", max_text=8)
+    with pytest.raises(BundleError, match="target 'cuda': expected one of tensorrt, tensorrt-rtx"):
+        PlanOptions(target="cuda", max_text=8)
+
+
+def test_free_dimensions() -> None:
+    shape: tuple[int | str, ...] = ("2*batch", 8, "text")
+    assert free_names(shape) == {"batch", "text"}
+    assert sizes(shape, {"batch": 3, "text": 5}) == (6, 8, 5)
+    limits = Limits(images=4, text=512, rows=2)
+    assert limits.most() == {"batch": 8, "text": 512}
+    assert limits.usual() == {"batch": 2, "text": 40}
+
+
+def test_timing_cache_is_named_by_all_that_makes_it_stale(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    found = {
+        timing_cache_path("", "tensorrt", v, sm, k) for v in ("11.3", "11.4") for sm in (89, 90) for k in ("a" * 64, "b" * 64)
+    }
+    assert len(found) == 8
+    assert Path("/cache/toprovar/timing_tensorrt_11.4_sm90_aaaaaaaaaaaa.cache") in found
+    assert timing_cache_path("none", "tensorrt", "11.4", 90, "a") is None
+    assert timing_cache_path("my.cache", "tensorrt", "11.4", 90, "a") == Path("my.cache")
+
+
+def test_timing_cache_goes_in_and_out(tmp_path: Path) -> None:
+    class Config:
+        given: list[Any] = []  # noqa: RUF012 - one test, one instance
+
+        def create_timing_cache(self, data: bytes) -> bytes:
+            return data
+
+        def set_timing_cache(self, cache: bytes, ignore_mismatch: bool) -> bool:
+            self.given.append((cache, ignore_mismatch))
+            return True
+
+        def get_timing_cache(self) -> Any:
+            return types.SimpleNamespace(serialize=lambda: b"timings")
+
+    cache, config = TimingCache(tmp_path / "deep" / "x.cache"), Config()
+    for _ in range(2):
+        cache.load(config)
+        cache.save(config)
+    assert config.given == [(b"", False), (b"timings", False)]
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["x.cache"]
+
+
+def test_interrupted_write_leaves_the_older_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.plan"
+    write_whole(path, b"old")
+
+    def fail(self: Path, target: Path) -> None:
+        raise OSError("disk is full")
+
+    monkeypatch.setattr(Path, "replace", fail)
+    with pytest.raises(OSError, match="disk is full"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+def test_dry_run_predicts_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the library: a prediction needs none."""
+    model = ["--policy", "dense", "--weights", "random", "--model", str(write_profile(tmp_path / "small.yaml"))]
+    assert build_engine([*model, "--target", "tensorrt", "--dry-run", "--max-batch", "2"]) == 0
+    text = capsys.readouterr().out
+    assert f"{len(small_profile().sizes) + 3} plans of about" in text
+    assert "up to 2 images and 16 text tokens" in text
+    assert "once, fp16" in text

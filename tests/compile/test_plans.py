@@ -1,0 +1,263 @@
+"""Plans of TensorRT-RTX, built here without a GPU: they hold what the manifest says, and their ONNX computes what torch does.
+
+Deserialising a plan needs a driver, so inputs and outputs are those of the network that the plan was built from, and the
+numbers are ONNX Runtime's on the very same graphs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from safetensors import safe_open
+from small_model import small_profile
+from toprovar.compile import bundle as bundle_module
+from toprovar.compile.build_report import REPORT, report_table
+from toprovar.compile.bundle import build_bundle
+from toprovar.compile.graphs import Exported, export_scale
+from toprovar.compile.plan_bundle import kept_folder
+from toprovar.compile.plan_options import PlanOptions
+from toprovar.compile.plan_record import Limits
+from toprovar.compile.plans import PlanBuilder
+from toprovar.compile.tensorrt_flavours import toolkit
+from toprovar.compile.weight_store import WeightStore
+from toprovar.models.infinity.generate import build_steps
+from toprovar.models.load import LoadedModel, WeightOptions, load_model
+from toprovar.profiles.baselines import dense
+from toprovar.profiles.errors import BundleError
+from toprovar.profiles.manifest import MANIFEST, WEIGHTS, EngineManifest, Graph
+from toprovar.profiles.plan import FP32_STATE
+from toprovar.profiles.schedule import Schedule, TokenRule
+
+pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx-cu13)")
+
+NUMPY = {"fp32": np.float32, "fp16": np.float16, "int64": np.int64}
+# |difference| / (1 + |value|) of keys, values, updates and entropies was at most 9.2e-4 over three seeds, on the CPU; doubled
+TOLERANCE = 2e-3
+
+
+def schedule() -> Schedule:
+    """Few scales with all that a plan can hold: entropy written and read, tokens pruned both ways, guidance dropped."""
+    base = dense(small_profile())
+    rules = [replace(rule, run=rule.scale in (0, 3, 5, 6)) for rule in base.scales]
+    rules[5] = replace(rules[5], tokens=TokenRule(kept=(60, 144), fill="cache", cache_scale=3))
+    rules[6] = replace(rules[6], guidance=False, tokens=TokenRule(kept=(128, 128)))
+    return replace(base, policy="plans", scales=tuple(rules), entropy_layer=1)
+
+
+def options(**changes: Any) -> PlanOptions:
+    return PlanOptions(**{"target": "tensorrt-rtx", "sm": (89,), "max_batch": 3, "max_text": 16, **changes})
+
+
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    return load_model(small_profile(), WeightOptions(weights="random"), torch.float16)
+
+
+@pytest.fixture(scope="module")
+def bundle(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("rtx") / "engine"
+    build_bundle(model, schedule(), out, {"kind": "words"}, lambda _: None, PlanBuilder(toolkit("tensorrt-rtx"), options()))
+    return out
+
+
+def graphs(manifest: EngineManifest) -> list[Graph]:
+    assert manifest.words is not None
+    return [manifest.words, manifest.condition, *(scale.graph for scale in manifest.scales), manifest.decoder]
+
+
+def test_every_graph_has_a_plan_and_the_manifest_knows_it(bundle: Path) -> None:
+    manifest = EngineManifest.load(bundle)
+    manifest.verify(bundle)
+    assert (manifest.target, manifest.precision) == ("tensorrt-rtx", "fp16")
+    engine = manifest.engine
+    assert engine["flavour"] == "tensorrt-rtx"
+    assert engine["sm"] == [89]
+    assert (engine["max_batch"], engine["max_text"], engine["kernel_hash"]) == (3, 16, "")
+    assert {graph.plan for graph in graphs(manifest)} == set(engine["plans"])
+    for name, plan in engine["plans"].items():
+        assert plan["bytes"] == (bundle / name).stat().st_size
+        assert plan["plugins"] == 0
+    assert not kept_folder(bundle).exists()
+
+
+def test_inputs_and_outputs_are_those_of_the_manifest(bundle: Path) -> None:
+    manifest = EngineManifest.load(bundle)
+    for graph in graphs(manifest):
+        plan, proto = manifest.engine["plans"][graph.plan], onnx.load(bundle / graph.file, load_external_data=False)
+        assert set(plan["inputs"]) == set(graph.inputs)
+        assert set(plan["outputs"]) == set(graph.outputs)
+        for values, found in ((proto.graph.input, plan["inputs"]), (proto.graph.output, plan["outputs"])):
+            for value in values:
+                dtype, shape = found[value.name]
+                kind = value.type.tensor_type
+                assert onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type) == NUMPY[dtype], value.name
+                # TensorRT may know a size that the exporter left open
+                for dim, size in zip(kind.shape.dim, shape, strict=True):
+                    assert dim.dim_param or size in (-1, dim.dim_value), value.name
+
+
+def test_state_that_bits_are_drawn_from_is_fp32(bundle: Path) -> None:
+    manifest = EngineManifest.load(bundle)
+    for scale in manifest.scales:
+        plan = manifest.engine["plans"][scale.graph.plan]
+        for name, (dtype, _) in {**plan["inputs"], **plan["outputs"]}.items():
+            assert dtype == ("fp32" if name.removesuffix(".out").partition(".")[0] in FP32_STATE else "fp16"), name
+
+
+def test_weights_are_stored_once_and_fit_their_inputs(bundle: Path) -> None:
+    manifest = EngineManifest.load(bundle)
+    with safe_open(bundle / WEIGHTS, framework="pt") as file:
+        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+    for graph in graphs(manifest):
+        proto = onnx.load(bundle / graph.file, load_external_data=False)
+        initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
+        assert graph.weights
+        for name, tensor in graph.weights.items():
+            assert list(stored[tensor].shape) == list(initializers[name].dims), name
+            assert initializers[name].data_type == onnx.TensorProto.FLOAT16 or stored[tensor].dtype == torch.float32
+    size = sum(tensor.nbytes for tensor in stored.values())
+    assert manifest.engine["weight_bytes"] == size
+    # a plan that held weights would grow with the width; all of them together are 4.5 MB here
+    assert len({tensor.data_ptr() for tensor in stored.values()}) == len(stored)
+
+
+def test_onnx_runtime_computes_what_torch_does(bundle: Path, model: LoadedModel) -> None:
+    """fp16, scale by scale from the same state; a bit may flip where its probability meets the noise."""
+    generator = torch.Generator().manual_seed(7)
+    for step, scale in zip(
+        build_steps(model.transformer, model.profile, schedule()), EngineManifest.load(bundle).scales, strict=True
+    ):
+        proto = onnx.load(bundle / scale.graph.file, load_external_data=False)
+        state = {value.name: _random(value, generator) for value in proto.graph.input}
+        with torch.inference_mode():
+            expected = step(state)
+        session = ort.InferenceSession(str(bundle / scale.graph.file), providers=["CPUExecutionProvider"])
+        found = session.run(list(scale.graph.outputs), {name: value.numpy() for name, value in state.items()})
+        for name, value in zip(scale.graph.outputs, found, strict=True):
+            theirs = expected[name.removesuffix(".out")].numpy()
+            assert value.dtype == theirs.dtype
+            if name == "summed.out":
+                assert np.mean(np.abs(value - theirs) > 1e-3) < 0.02
+            else:
+                np.testing.assert_allclose(value, theirs, rtol=TOLERANCE, atol=TOLERANCE, err_msg=f"{scale.scale} {name}")
+
+
+def _random(value: Any, generator: torch.Generator) -> torch.Tensor:
+    sizes = {"batch": 2, "2*batch": 4, "text": 5}
+    shape = [sizes.get(dim.dim_param, dim.dim_value) for dim in value.type.tensor_type.shape.dim]
+    if value.name == "mask":
+        return torch.zeros(shape, dtype=torch.float16)
+    kind = torch.float16 if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 else torch.float32
+    return (torch.rand(shape, generator=generator) + (0.5 if value.name in ("cfg", "tau") else 0.0)).to(kind)
+
+
+def test_report_lists_every_plan(bundle: Path) -> None:
+    content = json.loads((bundle / REPORT).read_text())
+    assert set(content["plans"]) == set(EngineManifest.load(bundle).engine["plans"])
+    assert content["total"]["bytes"] == sum(path.stat().st_size for path in bundle.glob("*.plan"))
+    assert report_table(content).count("fp16") == len(content["plans"])
+
+
+@pytest.fixture
+def exported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second build of a test takes the first one's graphs."""
+    real, found = bundle_module._export_all, []
+
+    def export(model: LoadedModel, schedule: Schedule, work: Path, progress: Any) -> Any:
+        if not found:
+            found.append(real(model, schedule, work, progress))
+            shutil.copytree(work, tmp_path / "graphs")
+        shutil.copytree(tmp_path / "graphs", work, dirs_exist_ok=True)
+        return found[0]
+
+    monkeypatch.setattr(bundle_module, "_export_all", export)
+
+
+@pytest.mark.usefixtures("exported_once")
+def test_resume_keeps_what_is_still_right(bundle: Path, model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second build stops at the decoder; the third one, resumed, builds that plan only; nothing else is left behind."""
+    before = (bundle / MANIFEST).read_bytes()
+    built: list[str] = []
+    real = PlanBuilder._parse
+
+    def parse(self: PlanBuilder, name: str, found: Any) -> Any:
+        built.append(name)
+        if name == "decoder.plan" and len(built) == 1:
+            raise RuntimeError("power cut")
+        return real(self, name, found)
+
+    monkeypatch.setattr(PlanBuilder, "_parse", parse)
+    again = PlanBuilder(toolkit("tensorrt-rtx"), options(resume=True))
+    # the decoder's key is another one, so that plan has to be built
+    report = json.loads((bundle / REPORT).read_text())
+    report["plans"]["decoder.plan"]["key"] = "0" * 64
+    (bundle / REPORT).write_text(json.dumps(report))
+    for attempt in range(2):
+        if attempt == 0:
+            with pytest.raises(RuntimeError, match="power cut"):
+                build_bundle(model, schedule(), bundle, {"kind": "words"}, lambda _: None, again)
+            assert (bundle / MANIFEST).read_bytes() == before
+            assert kept_folder(bundle).is_dir()
+        else:
+            build_bundle(model, schedule(), bundle, {"kind": "words"}, lambda _: None, again)
+    assert built == ["decoder.plan", "decoder.plan"]
+    EngineManifest.load(bundle).verify(bundle)
+    assert [path.name for path in bundle.parent.iterdir()] == [bundle.name]
+
+
+@pytest.fixture(scope="module")
+def first_scale(model: LoadedModel) -> Exported:
+    store = WeightStore()
+    store.register("transformer", model.transformer)
+    return export_scale(build_steps(model.transformer, model.profile, schedule())[0], store)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+def test_pruned_scale_builds_in_every_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    """fp16 is the bundle's; here the scale that reads and writes the entropy."""
+    name = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
+    other = load_model(small_profile(), WeightOptions(weights="random"), dtype)
+    store = WeightStore()
+    store.register("transformer", other.transformer)
+    exported = export_scale(build_steps(other.transformer, other.profile, schedule())[2], store)
+    builder = PlanBuilder(toolkit("tensorrt-rtx"), options(precision=name))
+    record = builder.build(tmp_path / "x.plan", exported, Limits(images=2, text=8), {})
+    assert record.inputs["k.0"] == [name, [-1, 2, 1 + 36, 32]]
+    assert record.inputs["entropy"] == ["fp32", [-1, 1, 6, 6]]
+    assert record.outputs["k.0.out"][0] == name
+
+
+def test_key_holds_what_changes_a_plan(first_scale: Exported, tmp_path: Path) -> None:
+    """Two plans of one key have one size; TensorRT-RTX 1.7 leaves about 1200 of 2.7 million bytes different."""
+    limits, kit = Limits(images=2, text=8), toolkit("tensorrt-rtx")
+    first = PlanBuilder(kit, options()).build(tmp_path / "a.plan", first_scale, limits, {})
+    same = PlanBuilder(kit, options()).build(tmp_path / "b.plan", first_scale, limits, {})
+    assert first.key == same.key
+    assert first.bytes == same.bytes
+    others = [
+        PlanBuilder(kit, options(opt_level=1)).build(tmp_path / "c.plan", first_scale, limits, {}),
+        PlanBuilder(kit, options(sm=(80, 89))).build(tmp_path / "c.plan", first_scale, limits, {}),
+        PlanBuilder(kit, options()).build(tmp_path / "c.plan", first_scale, replace(limits, text=9), {}),
+    ]
+    assert len({first.key, *(other.key for other in others)}) == 4
+    assert {path.name for path in tmp_path.iterdir()} == {"a.plan", "b.plan", "c.plan"}
+
+
+def test_graph_that_cannot_be_read_is_told_with_its_node(first_scale: Exported, tmp_path: Path) -> None:
+    proto = onnx.ModelProto()
+    proto.CopyFrom(first_scale.proto)
+    next(node for node in proto.graph.node if node.op_type == "Softmax").op_type = "Multinomial"
+    with pytest.raises(BundleError, match=r"x\.plan: tensorrt-rtx 1\..* cannot read the graph: .* at Multinomial"):
+        PlanBuilder(toolkit("tensorrt-rtx"), options()).build(
+            tmp_path / "x.plan", replace(first_scale, proto=proto), Limits(images=1, text=4), {}
+        )
+    assert not list(tmp_path.iterdir())
