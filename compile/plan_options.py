@@ -5,10 +5,14 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 
-from ..profiles.errors import BundleError
+from ..profiles.errors import BundleError, ScheduleError
 from ..profiles.manifest import PLAN_TARGETS, PRECISIONS
 from ..profiles.model import ModelProfile
+from ..profiles.plan import plan_scales
+from ..profiles.schedule import Schedule
 
+# of TensorRT 10.13 to 11.4 and TensorRT-RTX 1.7
+TOPK_LIMIT = 3840
 LIMITS = {"opt_level": (0, 5), "max_batch": (1, 64)}
 
 
@@ -99,3 +103,21 @@ def plan_options(args: argparse.Namespace, profile: ModelProfile) -> PlanOptions
         max_batch=args.max_batch,
         max_text=longest if args.max_text is None else args.max_text,
     )
+
+
+def check_selection(schedule: Schedule, target: str) -> None:
+    """Refuse a scale whose choice of tokens TensorRT's TopK cannot make; found before hours of building.
+
+    Raises:
+        ScheduleError: All such scales.
+    """
+    wrong = [
+        f"scale {plan.scale} keeps {most} of {plan.count} tokens by entropy"
+        for plan in plan_scales(schedule)
+        if plan.tokens is not None and plan.tokens.score == "entropy"
+        if (most := max(n for n in plan.kept if n < plan.count)) > TOPK_LIMIT
+    ]
+    if wrong:
+        raise ScheduleError(
+            f"{'; '.join(wrong)}; TopK of --target {target} takes at most {TOPK_LIMIT}, keep so many or all of them"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import pytest
 from small_model import small_profile, write_profile
 from toprovar.compile.cli import main as build_engine
 from toprovar.compile.plan_inputs import free_names, sizes
-from toprovar.compile.plan_options import PlanOptions
+from toprovar.compile.plan_options import PlanOptions, check_selection
 from toprovar.compile.plan_record import Limits
 from toprovar.compile.tensorrt_flavours import FLAVOURS, check_version, numbers, target_sm, toolkit
 from toprovar.compile.timing_cache import TimingCache, timing_cache_path, write_whole
-from toprovar.profiles.errors import BundleError
+from toprovar.profiles.baselines import dense
+from toprovar.profiles.errors import BundleError, ScheduleError
+from toprovar.profiles.model import load_profile
+from toprovar.profiles.schedule import TokenRule
 
 REFUSED = [
     (["--target", "onnx", "--precision", "bf16"], "ONNX Runtime has no bf16 kernels"),
@@ -147,3 +151,17 @@ def test_dry_run_predicts_plans(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert f"{len(small_profile().sizes) + 3} plans of about" in text
     assert "up to 2 images and 16 text tokens" in text
     assert "once, fp16" in text
+
+
+def test_a_choice_beyond_topk_is_refused_early() -> None:
+    """Infinity-2B has 4096 tokens at its last scale; keeping 3900 of them fails in the parser, 3840 and all do not."""
+    profile = load_profile("infinity-2b")
+    for kept, refused in ((3840, False), (3900, True), (4096, False)):
+        tokens = TokenRule(kept=(kept,) * profile.transformer.depth)
+        base = dense(profile)
+        schedule = replace(base, scales=(*base.scales[:-1], replace(base.scales[-1], tokens=tokens)))
+        if not refused:
+            check_selection(schedule, "tensorrt")
+            continue
+        with pytest.raises(ScheduleError, match=r"scale 12 keeps 3900 of 4096 tokens by entropy; TopK .* at most 3840"):
+            check_selection(schedule, "tensorrt")
