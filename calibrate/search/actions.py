@@ -12,13 +12,12 @@ from ...profiles.baselines import dense
 from ...profiles.model import ModelProfile
 from ...profiles.plan import plan_scales, scale_flops
 from ...profiles.schedule import ScaleRule, Schedule, TokenRule
+from ..policy import MAP_SIDE_MIN
 
 SHARES = (0.75, 0.5, 0.35, 0.25, 0.15)
 FILLS = ("hold", "cache")
 # scales below this share of the dense FLOPs are left alone: nothing can be gained there
 WORTH = 0.04
-# smallest map that can rank tokens
-MAP_SIDE_MIN = 4
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -44,16 +43,14 @@ class Plan:
         runs: Scales that run, from the first.
         guided: Scales that run with guidance, from the first.
         changes: By scale; scales that are not named run whole.
-        score: Which tokens are kept.
     """
 
     runs: int
     guided: int
     changes: Mapping[int, Change] = field(default_factory=dict)
-    score: str = "entropy"
 
-    def key(self) -> tuple[int, int, tuple[tuple[int, Change], ...], str]:
-        return self.runs, self.guided, tuple(sorted(self.changes.items())), self.score
+    def key(self) -> tuple[int, int, tuple[tuple[int, Change], ...]]:
+        return self.runs, self.guided, tuple(sorted(self.changes.items()))
 
 
 def late_scales(profile: ModelProfile) -> tuple[int, ...]:
@@ -82,17 +79,17 @@ def build(plan: Plan, profile: ModelProfile) -> Schedule:
                 run=rule.scale < plan.runs,
                 guidance=base.guided and rule.scale < plan.guided,
                 skip_layers=change.skipped,
-                tokens=_tokens(rule, change, base.layers, whole, plan.score),
+                tokens=_tokens(rule, change, base.layers, whole),
             )
         )
     return replace(base, policy="auto", scales=tuple(rules))
 
 
-def _tokens(rule: ScaleRule, change: Change, layers: int, whole: int, score: str) -> TokenRule | None:
+def _tokens(rule: ScaleRule, change: Change, layers: int, whole: int) -> TokenRule | None:
     if change.share >= 1:
         return None
     kept = (max(1, round(change.share * rule.count)),) * layers
-    return TokenRule(kept=kept, score=score, fill=change.fill, cache_scale=whole if change.fill == "cache" else None)
+    return TokenRule(kept=kept, fill=change.fill, cache_scale=whole if change.fill == "cache" else None)
 
 
 def grid(profile: ModelProfile) -> Iterator[Plan]:

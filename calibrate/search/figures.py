@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..figures import charted, new_figure
+from ..figures import BLUE, GREY, ORANGE, charted, new_figure
 
-BLUE, GREY, ORANGE = "#2f6fb5", "#8c959f", "#d9730d"
 PSNR_SHOWN = 60.0
 
 

@@ -102,7 +102,7 @@ class Search:
                 continue
         total = len(self.trials.prompts)
         with tqdm(total=total, desc=f"{what} ({len(usable)})", unit="prompt", disable=None) as bar:
-            found = self.trials.measure([schedule for _, schedule in usable], lambda _: bar.update(1))
+            found = self.trials.measure([schedule for _, schedule in usable], bar.update)
         measured = []
         for (plan, schedule), fidelity in zip(usable, found, strict=True):
             speedup = self.whole / schedule_flops(schedule, self.profile)

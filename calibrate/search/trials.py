@@ -32,7 +32,7 @@ PEAK = 255.0
 # two equal images have no finite PSNR
 PSNR_LIMIT_DB = 99.0
 
-Progress = Callable[[int], None]
+Progress = Callable[[], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +80,7 @@ class Trials:
 
         Args:
             schedules: For the model's profile.
-            progress: Called with the number of runs done, after each prompt.
+            progress: Called after each prompt.
         """
         asked = list(schedules)
         names = [f"{seed} {prompt}" for prompt, seed in self.prompts]
@@ -91,7 +91,7 @@ class Trials:
                     self.results.setdefault(digest, {})[name] = error
                 self._save()
             if progress is not None:
-                progress(len(asked))
+                progress()
         return [Fidelity(tuple(self.results[s.digest()][name] for name in names)) for s in asked]
 
     @torch.inference_mode()

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from small_model import PROMPTS, small_model, small_profile
+from small_model import PROMPTS, everything_at_once, small_model, small_profile
 from toprovar.compile.bundle import build_bundle
 from toprovar.models.infinity.generate import build_steps, generate
 from toprovar.models.noise import image_noise
@@ -26,17 +26,6 @@ from toprovar.runtime.text import TextSource
 
 TEXT = {"kind": "words"}
 SEEDS = [3, 4]
-
-
-def everything_at_once() -> Schedule:
-    """All four dimensions in one schedule: a scale left out, guidance dropped, a layer skipped, tokens pruned."""
-    base = dense(small_profile())
-    rules = list(base.scales)
-    rules[3] = replace(rules[3], run=False)
-    rules[5] = replace(rules[5], tokens=TokenRule(kept=(60, 144), fill="cache", cache_scale=4))
-    rules[6] = replace(rules[6], guidance=False, tokens=TokenRule(kept=(128, 128)))
-    rules[2] = replace(rules[2], skip_layers=(0,))
-    return replace(base, policy="everything", scales=tuple(rules), entropy_layer=1)
 
 
 SCHEDULES = {

@@ -10,7 +10,9 @@ from pathlib import Path
 import yaml
 from toprovar.calibrate.prompts import PromptSet
 from toprovar.models.load import LoadedModel, WeightOptions, load_model
+from toprovar.profiles.baselines import dense
 from toprovar.profiles.model import ModelProfile, load_profile
+from toprovar.profiles.schedule import Schedule, TokenRule
 
 PROMPTS = ("a red circle", "two blue stars", "a green square above a heart", "three rings", "a white cross", "a cup")
 
@@ -38,3 +40,14 @@ def write_profile(path: Path) -> Path:
     """The small profile as a user's file."""
     path.write_text(yaml.safe_dump({"format": 1, **small_profile().to_dict()}))
     return path
+
+
+def everything_at_once() -> Schedule:
+    """All four dimensions in one schedule: a scale left out, guidance dropped, a layer skipped, tokens pruned."""
+    base = dense(small_profile())
+    rules = list(base.scales)
+    rules[3] = replace(rules[3], run=False)
+    rules[5] = replace(rules[5], tokens=TokenRule(kept=(60, 144), fill="cache", cache_scale=4))
+    rules[6] = replace(rules[6], guidance=False, tokens=TokenRule(kept=(128, 128)))
+    rules[2] = replace(rules[2], skip_layers=(0,))
+    return replace(base, policy="everything", scales=tuple(rules), entropy_layer=1)
