@@ -11,6 +11,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .reference import attention_with_entropy
 
@@ -47,6 +48,25 @@ def _(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
 def _has_kernel(q: Tensor) -> bool:
     return q.dtype in (torch.float16, torch.bfloat16, torch.float32) and q.shape[-1] % 16 == 0 and q.shape[-1] <= WIDEST
+
+
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Attention output alone, for where no entropy is read: the same kernels without it, torch's attention elsewhere.
+
+    Args:
+        q: `[B, H, Nq, D]`, last dimension contiguous.
+        k: `[B, H, Nk, D]`.
+        v: `[B, H, Nk, D]`.
+        scale: Multiplies the logits, at least 0.
+
+    Returns:
+        `[B, H, Nq, D]`, on a GPU stored as `[B, Nq, H, D]`.
+    """
+    if not q.is_cuda or not _has_kernel(q):
+        return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    from .launch import forward
+
+    return forward(q, k, v, scale, entropy=False)[0]
 
 
 def flash_attention_entropy(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,37 @@
+"""Triton kernel: one program a row of the stream, held in registers between the sum and the norm."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def residual_norm_kernel(
+    x_ptr, update_ptr, gate_ptr, scale_ptr, shift_ptr, gate_stride, scale_stride, shift_stride, tokens, channels,
+    stream_ptr, normed_ptr,
+    UPDATE: tl.constexpr, GATE: tl.constexpr, NORM: tl.constexpr, ONE: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Program i writes row i of `[R * N, C]`; gate, scale and shift belong to its batch row i // N."""
+    row = tl.program_id(0)
+    batch = (row // tokens).to(tl.int64)
+    offset = row.to(tl.int64) * channels
+    columns = tl.arange(0, BLOCK)
+    inside = columns < channels
+    x = tl.load(x_ptr + offset + columns, mask=inside, other=0.0).to(tl.float32)  # [BLOCK]
+    if UPDATE:
+        update = tl.load(update_ptr + offset + columns, mask=inside, other=0.0).to(tl.float32)
+        if GATE:
+            update = update * tl.load(gate_ptr + batch * gate_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        x = x + update
+        tl.store(stream_ptr + offset + columns, x.to(stream_ptr.dtype.element_ty), mask=inside)
+    if NORM:
+        mean = tl.sum(x, 0) / channels
+        centred = tl.where(inside, x - mean, 0.0)
+        inverse = tl.rsqrt(tl.sum(centred * centred, 0) / channels + EPS)
+        scale = tl.load(scale_ptr + batch * scale_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        shift = tl.load(shift_ptr + batch * shift_stride + columns, mask=inside, other=0.0).to(tl.float32)
+        if ONE:
+            scale = scale + 1.0
+        normed = centred * inverse * scale + shift
+        tl.store(normed_ptr + offset + columns, normed.to(normed_ptr.dtype.element_ty), mask=inside)
