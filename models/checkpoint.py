@@ -35,8 +35,16 @@ __all__ = [
     "random_weights",
 ]
 
-# derived tables that the official files may hold; they are recomputed, so they carry no information
-OFFICIAL_EXTRAS = frozenset({"lvl_1L", "attn_bias_for_masking", "Infinity_visible_kvlen", "Infinity_invisible_qlen"})
+# derived tables and a counter of training that the official files may hold; generation needs none of them
+OFFICIAL_EXTRAS = frozenset(
+    {
+        "lvl_1L",
+        "attn_bias_for_masking",
+        "Infinity_visible_kvlen",
+        "Infinity_invisible_qlen",
+        "quantize.ema_vocab_hit_SV",
+    }
+)
 _LISTED = 8
 _CHUNK_BYTES = 1 << 24
 
@@ -65,6 +73,11 @@ class Checkpoint(Mapping[str, "Tensor"]):
 
     def __len__(self) -> int:
         return len(self.tensors)
+
+    def part(self, prefix: str) -> Checkpoint:
+        """The tensors under a prefix, without it, where a file holds several models; itself where no name begins with it."""
+        found = {name.removeprefix(prefix): tensor for name, tensor in self.tensors.items() if name.startswith(prefix)}
+        return Checkpoint(self.path, found, self.files, self.sha256) if found else self
 
     def digest(self) -> dict[str, str]:
         """SHA-256 of every file by its name; the first call reads all of them."""

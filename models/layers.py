@@ -47,3 +47,16 @@ class RMSNorm(nn.Module):
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """Layer norm without weights (eps 1e-6), then `* (1 + scale) + shift`; scale and shift broadcast over tokens."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (scale + 1) + shift
+
+
+def silu_linear(width: int, out: int) -> nn.Sequential:
+    """SiLU, Linear, with the key name `1.`: what makes modulation of a condition."""
+    return nn.Sequential(nn.SiLU(), Linear(width, out))
+
+
+class HeadNorm(nn.Module):
+    """Modulation of the head under the official name `ada_lin`; order: scale, shift."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.ada_lin = silu_linear(width, 2 * width)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ..profiles.errors import CheckpointError
+from ..profiles.hart import HartConfig
 from ..profiles.model import FOLDER, ModelProfile
 from .checkpoint import fetch_weights, load_into, open_checkpoint, random_weights
-from .infinity.transformer import Infinity
-from .infinity.vae import BsqVae
+from .family import family_of
 from .text import TextEncoder
+from .text.classes import ClassEncoder, ClassNames
+from .text.llm import LlmTextEncoder
 from .text.random_features import RandomTextEncoder
 from .text.t5 import T5TextEncoder
 from .text.words import WordTextEncoder
@@ -50,17 +53,30 @@ class LoadedModel:
 
     Attributes:
         profile: Architecture, geometry and sampling.
-        transformer: In evaluation mode.
-        vae: In evaluation mode.
+        transformer: Of the profile's family, as `models.generate.Conditioned`; in evaluation mode.
+        vae: Of the profile's family; in evaluation mode.
         text: Prompts to features.
         digests: SHA-256 of every weight file by part and name; for random weights the seed.
+        text_source: How the run time makes the text encoder again: its `kind`, and what that needs.
     """
 
     profile: ModelProfile
-    transformer: Infinity
-    vae: BsqVae
+    transformer: Any
+    vae: Any
     text: TextEncoder
     digests: dict[str, str]
+    text_source: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def decoder(self) -> torch.nn.Module:
+        """Summed codes `[B, d, H, W]` to an image `[B, 3, h, w]`, about [-1, 1]."""
+        return family_of(self.profile).decoder(self.vae)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """Any weight of the transformer: tells its device and dtype."""
+        weight: torch.Tensor = next(self.transformer.parameters())
+        return weight
 
     def weights_digest(self) -> str:
         """One SHA-256 over all of them."""
@@ -79,15 +95,23 @@ def load_model(
         CheckpointError: Files are missing, damaged, or do not fit the profile.
     """
     digests: dict[str, str] = {}
+    family = family_of(profile)
     with torch.device("meta"):
-        transformer, vae = Infinity(profile.transformer), BsqVae(profile.vae)
+        transformer, vae = family.transformer(profile.transformer), family.vae(profile.vae)
     for name, module, spec in (
         ("transformer", transformer, _source(profile, options, "transformer", options.weights)),
         ("vae", vae, _source(profile, options, "vae", options.vae)),
     ):
         _fill(name, module, spec, options, dtype, device, digests)
-    text = _text_encoder(profile, options, dtype, device, digests)
-    return LoadedModel(profile=profile, transformer=transformer.eval(), vae=vae.eval(), text=text, digests=digests)
+    text, source = _text_encoder(profile, options, transformer, dtype, device, digests)
+    return LoadedModel(
+        profile=profile,
+        transformer=transformer.eval(),
+        vae=vae.eval(),
+        text=text,
+        digests=digests,
+        text_source=source,
+    )
 
 
 def _source(profile: ModelProfile, options: WeightOptions, part: str, given: str | None) -> str:
@@ -120,27 +144,40 @@ def _fill(
         digests[name] = f"random, seed {options.seed}"
         return
     checkpoint = open_checkpoint(Path(fetch_weights(spec, options.revision)), key="vae" if name == "vae" else None)
-    load_into(module, checkpoint, dtype, device=device)
+    # HART's tokenizer lies beside the discriminator it was trained with
+    load_into(module, checkpoint.part(f"{name}."), dtype, device=device)
     digests |= {f"{name}/{file}": digest for file, digest in checkpoint.digest().items()}
 
 
 def _text_encoder(
     profile: ModelProfile,
     options: WeightOptions,
+    transformer: Any,
     dtype: torch.dtype,
     device: torch.device | str,
     digests: dict[str, str],
-) -> TextEncoder:
-    if profile.text.kind == "t5":
-        # with random weights the text is as good as random too: no 5 GB download for latency work
-        if options.random and options.text_encoder is None:
-            digests["text_encoder"] = "none: random features"
-            return RandomTextEncoder(profile.transformer.text_channels, profile.text.max_length, options.seed)
-        source = options.text_encoder or profile.text.source
-        digests["text_encoder"] = f"{source}@{options.revision or 'main'}"
-        return T5TextEncoder.load(source, options.revision, device=device)
-    with torch.device("meta"):
-        encoder = WordEncoder(width=profile.transformer.text_channels, max_length=profile.text.max_length)
-    spec = _source(profile, options, "text_encoder", options.text_encoder)
-    _fill("text_encoder", encoder, spec, options, dtype, device, digests)
-    return WordTextEncoder(encoder)
+) -> tuple[TextEncoder, dict[str, Any]]:
+    """The encoder, and how the run time makes it again."""
+    kind, source, config = profile.text.kind, options.text_encoder or profile.text.source, profile.transformer
+    described: dict[str, Any] = {"kind": kind, "source": source, "revision": options.revision}
+    if kind == "classes":
+        embedding = transformer.class_emb.weight
+        names = ClassNames.read(len(embedding) - 1, source)
+        return ClassEncoder(names, embedding), {"kind": kind, "names": list(names.names)}
+    if kind == "words":
+        with torch.device("meta"):
+            encoder = WordEncoder(width=config.text_channels, max_length=profile.text.max_length)
+        spec = _source(profile, options, "text_encoder", options.text_encoder)
+        _fill("text_encoder", encoder, spec, options, dtype, device, digests)
+        return WordTextEncoder(encoder), described
+    # with random weights the text is as good as random too: no 5 GB download for latency work
+    if options.random and options.text_encoder is None:
+        digests["text_encoder"] = "none: random features"
+        random = RandomTextEncoder(config.text_channels, profile.text.max_length, options.seed, config.text_tokens)
+        return random, {"kind": "random", "seed": options.seed}
+    digests["text_encoder"] = f"{source}@{options.revision or 'main'}"
+    if kind == "llm":
+        tokens, padding = profile.text.max_length, config.text_padding if isinstance(config, HartConfig) else "right"
+        described |= {"padding": padding}
+        return LlmTextEncoder.load(source, tokens, padding, revision=options.revision, device=device), described
+    return T5TextEncoder.load(source, options.revision, device=device), described

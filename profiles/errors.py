@@ -30,3 +30,7 @@ class CheckpointError(ToprovarError):
 
 class BundleError(ToprovarError):
     """An engine bundle that is incomplete, corrupted or made for something else."""
+
+
+class CostError(ToprovarError):
+    """A table of measured times that cannot be read, or does not hold the point that is asked for."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +47,11 @@ def _print_profile(profile: ModelProfile) -> None:
     rows = [
         ["profile", profile.name],
         ["layers x width", f"{config.depth} x {config.width}, {config.heads} heads of {config.head_width}"],
-        ["bits a token", str(config.token_bits)],
+        *([name, value] for name, value in config.facts()),
         ["scales", " ".join(f"{h}x{w}" for h, w in profile.sizes)],
         ["image", "{} x {} pixels".format(*profile.image_size)],
         ["text encoder", f"{profile.text.kind} {profile.text.source}".strip()],
-        ["cfg, tau", f"{profile.sampling.cfg}, {profile.sampling.tau}"],
+        ["sampling", ", ".join(f"{name} {value}" for name, value in asdict(profile.sampling).items())],
     ]
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name.ljust(width)}  {value}" for name, value in rows))

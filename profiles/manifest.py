@@ -15,7 +15,7 @@ from .strict import build
 MANIFEST = "manifest.json"
 SCHEDULE = "schedule.yaml"
 WEIGHTS = "weights.safetensors"
-TARGETS = ("onnx", "tensorrt", "tensorrt-rtx")
+TARGETS = ("onnx", "cuda", "tensorrt", "tensorrt-rtx")
 PLAN_TARGETS = ("tensorrt", "tensorrt-rtx")
 """Targets whose graphs are compiled to plans; their weights are inputs, one copy for all plans."""
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -28,7 +28,7 @@ class Graph:
     """One subgraph.
 
     Attributes:
-        file: Its ONNX model in the bundle.
+        file: Its ONNX model in the bundle; of the target `cuda` only a name, as one graph is captured of all.
         inputs: Names of the state's tensors that go in, in order.
         outputs: Names of those that come out, in order.
         plan: The plan compiled from it, or empty.
@@ -68,6 +68,24 @@ class ScaleGraph:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RungGraphs:
+    """One way to end an image.
+
+    Attributes:
+        name: As the schedule names it.
+        scales: Those after the decision, coarse to fine; rungs share the graphs of scales that compute the same.
+        flops_speedup: Dense FLOPs over those of an image that ends so.
+    """
+
+    name: str
+    scales: tuple[ScaleGraph, ...]
+    flops_speedup: float
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", tuple(self.scales))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class FileEntry:
     """Size in bytes and SHA-256 of one file."""
 
@@ -85,7 +103,7 @@ class EngineManifest:
         profile: The model profile, as a mapping.
         schedule_sha256: Digest of what runs (`Schedule.digest`).
         policy: How the schedule was made.
-        flops_speedup: Dense FLOPs over the schedule's.
+        flops_speedup: Dense FLOPs over the schedule's; with rungs the first one's.
         weights: SHA-256 of the weight files it was built from, by part.
         prompts_sha256: Of the calibration prompts, or empty.
         versions: Of the packages that built it.
@@ -93,10 +111,12 @@ class EngineManifest:
         condition: Subgraph of the text conditioning.
         decoder: Subgraph of the VAE decoder.
         words: Subgraph of the word-level text encoder, or None.
-        scales: Coarse to fine.
+        scales: Coarse to fine; with rungs those that all images share, up to the decision.
         files: Every file of the bundle but the manifest.
         precision: Of weights and state, one of PRECISIONS.
         engine: Of plans, what must fit the machine: `flavour`, `version`, `sm` (targets), `kernel_hash`, build options.
+        rungs: Ways to end an image, or none.
+        view: Subgraph that decodes what the decision looks at, where it looks at images.
     """
 
     toprovar: str
@@ -116,6 +136,21 @@ class EngineManifest:
     files: dict[str, FileEntry] = field(default_factory=dict)
     precision: str = "fp32"
     engine: dict[str, Any] = field(default_factory=dict)
+    rungs: tuple[RungGraphs, ...] = ()
+    view: Graph | None = None
+
+    @property
+    def all_scales(self) -> tuple[ScaleGraph, ...]:
+        """Those of every rung too; a graph that rungs share stands once."""
+        found = {scale.graph.file: scale for scale in self.scales}
+        found |= {scale.graph.file: scale for rung in self.rungs for scale in rung.scales}
+        return tuple(found.values())
+
+    @property
+    def graphs(self) -> tuple[Graph, ...]:
+        """Every subgraph once, in the order they run."""
+        optional = (graph for graph in (self.words, self.view) if graph is not None)
+        return (self.condition, *(scale.graph for scale in self.all_scales), self.decoder, *optional)
 
     def model_profile(self) -> ModelProfile:
         return ModelProfile.from_dict(self.profile, f"{MANIFEST}: profile")
@@ -149,14 +184,19 @@ class EngineManifest:
         def graph(value: Any, name: str) -> Graph:
             return build(Graph, value, f"{where}: {name}", BundleError)
 
+        def scales(items: Any) -> tuple[ScaleGraph, ...]:
+            place = f"{where}: scales"
+            return tuple(build(ScaleGraph, {**s, "graph": graph(s["graph"], "scales")}, place, BundleError) for s in items)
+
         data = dict(data)
         try:
-            for name in ("condition", "decoder", "words"):
-                if data[name] is not None:
+            for name in ("condition", "decoder", "words", "view"):
+                if data.get(name) is not None:
                     data[name] = graph(data[name], name)
-            data["scales"] = tuple(
-                build(ScaleGraph, {**s, "graph": graph(s["graph"], "scales")}, f"{where}: scales", BundleError)
-                for s in data["scales"]
+            data["scales"] = scales(data["scales"])
+            data["rungs"] = tuple(
+                build(RungGraphs, {**rung, "scales": scales(rung["scales"])}, f"{where}: rungs", BundleError)
+                for rung in data.get("rungs", ())
             )
             data["files"] = {
                 name: build(FileEntry, entry, f"{where}: files: {name}", BundleError) for name, entry in data["files"].items()

@@ -13,137 +13,32 @@ from typing import Any
 
 from . import geometry
 from .errors import ProfileError
+from .families import FAMILIES, FamilyParts, SamplingPart, TransformerPart, VaePart
+from .infinity import Sampling
 from .strict import build, read_yaml
 
 FOLDER = Path(__file__).parent
-BSQ_LEVELS_MAX = 15
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TransformerConfig:
-    """Shape of an Infinity transformer.
-
-    Attributes:
-        depth: Number of blocks L.
-        width: Channels C.
-        heads: Attention heads H; the head width is C / H.
-        block_chunks: Groups the checkpoint stores the blocks in; divides `depth`.
-        text_channels: Width of the text features.
-        text_maxlen: Rows of the learned unconditional text.
-        bits: Bits of one latent position d; with `patchify` a token carries 4 d.
-        patchify: A token is 2 x 2 latent positions (Infinity-8B).
-        mlp_ratio: Hidden width of the MLP over C.
-        level_embed_every_chunk: Add the level embedding before every chunk, not only before block 0.
-    """
-
-    depth: int
-    width: int
-    heads: int
-    block_chunks: int = 1
-    text_channels: int
-    text_maxlen: int = 512
-    bits: int = 32
-    patchify: bool = False
-    mlp_ratio: float = 4.0
-    level_embed_every_chunk: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("depth", "width", "heads", "block_chunks", "text_channels", "text_maxlen", "bits"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise ProfileError(f"{name} must be a whole number >= 1, got {value!r}")
-        if self.width % self.heads or (self.width // self.heads) % 4:
-            raise ProfileError(f"width {self.width} must be heads {self.heads} x a head width divisible by 4")
-        if self.depth % self.block_chunks:
-            raise ProfileError(f"depth {self.depth} must be divisible by block_chunks {self.block_chunks}")
-
-    @property
-    def head_width(self) -> int:
-        return self.width // self.heads
-
-    @property
-    def token_bits(self) -> int:
-        """Bits of one token: d, or 4 d where a token is 2 x 2 latent positions."""
-        return self.bits * (4 if self.patchify else 1)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VaeConfig:
-    """Shape of a BSQ-VAE: `stride` is 2 ** (len(channel_mult) - 1)."""
-
-    bits: int = 32
-    base_channels: int = 128
-    channel_mult: tuple[int, ...] = (1, 2, 4, 4, 4)
-    res_blocks: int = 2
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
-        if not self.channel_mult or any(not isinstance(m, int) or m < 1 for m in self.channel_mult):
-            raise ProfileError(f"channel_mult must be whole numbers >= 1, got {self.channel_mult!r}")
-
-    @property
-    def stride(self) -> int:
-        """Image pixels a latent position."""
-        return int(2 ** (len(self.channel_mult) - 1))
+TEXT_KINDS = ("words", "t5", "llm", "classes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextConfig:
-    """The text encoder: `words` (word-level, ships with tiny) or `t5` (`source` is a folder or a hub id)."""
+    """The text encoder.
+
+    Attributes:
+        kind: `words` (word-level, ships with tiny), `t5`, `llm` (a language model), or `classes`: a prompt is the number of a
+            class, or its name.
+        source: Of `t5` and `llm` a folder or a hub id; of `classes` a file of names, one a line, or empty: numbers only.
+        max_length: Tokens of the longest prompt.
+    """
 
     kind: str
     source: str = ""
     max_length: int = 512
 
     def __post_init__(self) -> None:
-        if self.kind not in ("words", "t5"):
-            raise ProfileError(f"text encoder kind must be 'words' or 't5', got {self.kind!r}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Sampling:
-    """How tokens are drawn.
-
-    Attributes:
-        cfg: Guidance strength, one for all scales or one a scale; 1 everywhere means no unconditional rows.
-        tau: Temperature of the bit logits, one for all scales or one a scale.
-        top_k: Kept for the official interface; a bit has two values, so only 1 changes anything.
-        top_p: The less likely value of a bit is dropped when its probability is at most 1 - top_p.
-        cfg_insertion_layer: Where guidance mixes the rows: 0 = logits, -k = hidden states after block depth - k.
-    """
-
-    cfg: float | tuple[float, ...] = 4.0
-    tau: float | tuple[float, ...] = 0.5
-    top_k: int = 900
-    top_p: float = 0.97
-    cfg_insertion_layer: tuple[int, ...] = (0,)
-
-    def __post_init__(self) -> None:
-        for name in ("cfg", "tau"):
-            value = getattr(self, name)
-            if isinstance(value, list):
-                object.__setattr__(self, name, tuple(float(v) for v in value))
-        object.__setattr__(self, "cfg_insertion_layer", tuple(self.cfg_insertion_layer))
-        if any(t <= 0 for t in self.per_scale("tau", 1)):
-            raise ProfileError(f"tau must be > 0, got {self.tau!r}")
-        if not 0 < self.top_p <= 1:
-            raise ProfileError(f"top_p must be in (0, 1], got {self.top_p!r}")
-        if any(entry > 0 for entry in self.cfg_insertion_layer):
-            raise ProfileError(f"cfg_insertion_layer takes 0 and negative entries, got {self.cfg_insertion_layer}")
-
-    def per_scale(self, name: str, scales: int) -> tuple[float, ...]:
-        """`cfg` or `tau` as one number a scale; a list shorter than `scales` is an error."""
-        value = getattr(self, name)
-        if isinstance(value, (int, float)):
-            return (float(value),) * scales
-        if len(value) < scales:
-            raise ProfileError(f"{name} lists {len(value)} values for {scales} scales")
-        return tuple(value[:scales])
-
-    @property
-    def guided(self) -> bool:
-        """Whether unconditional rows exist at all."""
-        return any(c != 1 for c in (self.cfg if isinstance(self.cfg, tuple) else (self.cfg,)))
+        if self.kind not in TEXT_KINDS:
+            raise ProfileError(f"text encoder kind must be one of {TEXT_KINDS}, got {self.kind!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,31 +56,32 @@ class ModelProfile:
 
     name: str
     family: str
-    transformer: TransformerConfig
-    vae: VaeConfig
+    transformer: TransformerPart
+    vae: VaePart
     text: TextConfig
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: SamplingPart = field(default_factory=Sampling)
     pixel_budget: str = "1M"
     aspect_ratio: float = 1.0
     weights: WeightSource = field(default_factory=WeightSource)
 
     def __post_init__(self) -> None:
-        if self.family != "infinity":
-            raise ProfileError(f"family {self.family!r} is not known; this version has 'infinity'")
-        if self.vae.bits != self.transformer.bits:
-            raise ProfileError(f"the VAE has {self.vae.bits} bits, the transformer {self.transformer.bits}")
-        if len(self.sizes) > BSQ_LEVELS_MAX:
-            raise ProfileError(f"{len(self.sizes)} scales; the level embedding has {BSQ_LEVELS_MAX} rows")
+        for name in ("transformer", "vae", "sampling"):
+            part, expected = getattr(self, name), getattr(_parts(self.family), name)
+            if not isinstance(part, expected):
+                raise ProfileError(f"{name} of family {self.family!r} is a {expected.__name__}, got {type(part).__name__}")
+        self.transformer.check_vae(self.vae)
+        # an unknown geometry is told here and not where it is first used
+        assert self.sizes
 
     @property
     def sizes(self) -> tuple[geometry.Size, ...]:
         """Token grids (h, w), coarse to fine."""
-        return geometry.scale_sizes(self.aspect_ratio, self.pixel_budget)
+        return self.transformer.sizes(self.aspect_ratio, self.pixel_budget)
 
     @property
     def latent_size(self) -> geometry.Size:
         """(H, W) of the latent that the decoder sees."""
-        (h, w), factor = self.sizes[-1], 2 if self.transformer.patchify else 1
+        (h, w), factor = self.sizes[-1], self.transformer.token_side
         return h * factor, w * factor
 
     @property
@@ -197,6 +93,13 @@ class ModelProfile:
         """A copy with other `aspect_ratio`, `pixel_budget` or sampling fields; `None` leaves a field as it is."""
         given = {key: value for key, value in changes.items() if value is not None}
         own = {key: given.pop(key) for key in ("aspect_ratio", "pixel_budget") if key in given}
+        if own and self.transformer.one_geometry:
+            raise ProfileError(
+                "{} draws {} x {} pixels only; leave aspect ratio and pixel budget out".format(self.name, *self.image_size)
+            )
+        known = self.sampling.__dataclass_fields__
+        if unknown := sorted(key for key in given if key not in known):
+            raise ProfileError(f"{self.name} has no {', '.join(unknown)}; its sampling has {', '.join(known)}")
         return replace(self, sampling=replace(self.sampling, **given), **own)
 
     def digest(self) -> str:
@@ -209,18 +112,25 @@ class ModelProfile:
     @classmethod
     def from_dict(cls, data: dict[str, Any], where: str) -> ModelProfile:
         """Build from a mapping; nested mappings are checked the same way."""
+        family = _parts(str(data.get("family", "infinity")), f"{where}: ")
         parts = {
-            "transformer": TransformerConfig,
-            "vae": VaeConfig,
+            "transformer": family.transformer,
+            "vae": family.vae,
             "text": TextConfig,
-            "sampling": Sampling,
+            "sampling": family.sampling,
             "weights": WeightSource,
         }
-        data = dict(data)
+        data = {"sampling": {}, **data}
         for key, part in parts.items():
             if key in data:
                 data[key] = build(part, data[key], f"{where}: {key}", ProfileError)
         return build(cls, data, where, ProfileError)
+
+
+def _parts(family: str, where: str = "") -> FamilyParts:
+    if family not in FAMILIES:
+        raise ProfileError(f"{where}family {family!r} is not known; this version has {', '.join(FAMILIES)}")
+    return FAMILIES[family]
 
 
 def shipped() -> tuple[str, ...]:

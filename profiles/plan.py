@@ -5,15 +5,23 @@ Derived once, without torch, so that inspection, dry runs, export, run time and 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+from .errors import ScheduleError
 from .model import ModelProfile
 from .schedule import Schedule, TokenRule
 
-ROWLESS = frozenset(("summed", "noise", "entropy", "cfg", "tau"))
+NOISES = ("noise", "smooth_noise", "diffusion_noise")
+"""State of one scale, a batch of images in front."""
+NUMBERS = ("cfg", "tau")
+"""State of one scale, the same for all images."""
+ROWLESS = frozenset(("summed", "entropy", *NOISES, *NUMBERS))
 """State that has a batch of images, or nothing, in front; everything else has rows and loses the unconditional ones."""
-FP32_STATE = ROWLESS
-"""State that is fp32 whatever the model's dtype: what bits are drawn from and what codes are summed in."""
+BRANCHES = ("attention", "cross", "mlp")
+"""Branches of a layer, in order; `delta_attention.L` is the state's name of an attention output that is enlarged later."""
+FP32_STATE = ROWLESS | {"positions"}
+"""State that is fp32 whatever the model's dtype: what codes are drawn from and summed in, and positions."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +43,8 @@ class ScalePlan:
         entropy_from: Scale whose entropy map is read, or None.
         writes_entropy: Whether a later scale reads this scale's map.
         writes_delta: Layers whose update a later scale reads.
+        writes_branches: Layers whose branch outputs a later scale reads.
+        begun: Layers whose cached keys begin with scale 0, and so with the text where a family's text runs there.
     """
 
     scale: int
@@ -51,6 +61,8 @@ class ScalePlan:
     entropy_from: int | None
     writes_entropy: bool
     writes_delta: tuple[int, ...]
+    writes_branches: tuple[int, ...] = ()
+    begun: tuple[int, ...] = ()
 
     @property
     def count(self) -> int:
@@ -64,7 +76,15 @@ class ScalePlan:
     @property
     def delta_layers(self) -> tuple[int, ...]:
         """Layers that read an earlier scale's update."""
-        if self.tokens is None or self.tokens.fill != "cache":
+        return self._pruned("cache")
+
+    @property
+    def branch_layers(self) -> tuple[int, ...]:
+        """Layers that read the branch outputs of an earlier scale."""
+        return self._pruned("branch")
+
+    def _pruned(self, fill: str) -> tuple[int, ...]:
+        if self.tokens is None or self.tokens.fill != fill:
             return ()
         return tuple(layer for layer in self.layers if self.kept[layer] < self.count)
 
@@ -109,17 +129,71 @@ def plan_scales(schedule: Schedule) -> tuple[ScalePlan, ...]:
                 entropy_layer=schedule.entropy_layer,
                 entropy_from=sources[-1] if scale in readers else None,
                 writes_entropy=any(scale == schedule.entropy_sources(reader)[-1] for reader in readers if reader > scale),
-                writes_delta=_delta_readers(schedule, scale),
+                writes_delta=_readers(schedule, scale, "cache"),
+                writes_branches=_readers(schedule, scale, "branch"),
+                begun=plans[0].layers if plans else (),
             )
         )
         past = [before + now for before, now in zip(past, kept, strict=True)]
+    _check_newest(plans)
     return tuple(plans)
 
 
-def _delta_readers(schedule: Schedule, scale: int) -> tuple[int, ...]:
+def _check_newest(plans: Sequence[ScalePlan]) -> None:
+    """The state holds one update a layer: refuse a reader whose scale was overwritten by a newer one."""
+    newest: dict[tuple[str, int], int] = {}
+    for plan in plans:
+        for fill, layers in (("cache", plan.delta_layers), ("branch", plan.branch_layers)):
+            for layer in layers:
+                assert plan.tokens is not None, "only a scale that prunes tokens reads updates"
+                source, found = plan.tokens.cache_scale, newest[fill, layer]
+                if found != source:
+                    raise ScheduleError(
+                        f"scale {plan.scale}: reads layer {layer} of scale {source}, but scale {found} wrote a newer one for a "
+                        "scale between; use one cache_scale"
+                    )
+        newest |= {("cache", layer): plan.scale for layer in plan.writes_delta}
+        newest |= {("branch", layer): plan.scale for layer in plan.writes_branches}
+
+
+def plan_paths(schedule: Schedule) -> tuple[tuple[ScalePlan, ...], ...]:
+    """The scales that run on each path of a schedule with rungs; for one without, a single path.
+
+    Scales that compute the same are one and the same plan on every path, so that an engine holds them once: it hands on what
+    any of the paths reads. A narrowing of rows that have been narrowed before changes nothing.
+    """
+    paths = [plan_scales(path) for path in schedule.paths]
+    decision = schedule.decision
+    shared: dict[ScalePlan, ScalePlan] = {}
+    for plan in (plan for path in paths for plan in path):
+        asked = decision is not None and decision.features == "entropy" and plan.scale == decision.scale
+        known = shared.get(_computed(plan), plan)
+        shared[_computed(plan)] = replace(
+            plan,
+            last=plan.last and known.last,
+            drops_guidance=plan.drops_guidance or known.drops_guidance,
+            writes_entropy=asked or plan.writes_entropy or known.writes_entropy,
+            writes_delta=tuple(sorted({*plan.writes_delta, *known.writes_delta})),
+            writes_branches=tuple(sorted({*plan.writes_branches, *known.writes_branches})),
+        )
+    merged = tuple(tuple(shared[_computed(plan)] for plan in path) for path in paths)
+    for path in merged:
+        _check_newest(path)
+    return merged
+
+
+def _computed(plan: ScalePlan) -> ScalePlan:
+    """What a scale computes, whatever later scales make of it."""
+    return replace(plan, last=False, drops_guidance=False, writes_entropy=False, writes_delta=(), writes_branches=())
+
+
+def _readers(schedule: Schedule, scale: int, fill: str) -> tuple[int, ...]:
+    """Layers in which a later scale of that fill enlarges what this one computed."""
     layers: set[int] = set()
     for rule in schedule.scales:
-        if rule.run and rule.prunes_tokens and rule.tokens and rule.tokens.cache_scale == scale:
+        if not (rule.run and rule.prunes_tokens and rule.tokens):
+            continue
+        if (rule.tokens.fill, rule.tokens.cache_scale) == (fill, scale):
             layers |= {
                 layer for layer, kept in enumerate(rule.tokens.kept) if kept < rule.count and layer not in rule.skip_layers
             }
@@ -133,15 +207,10 @@ TEXT_TOKENS = 40
 def scale_flops(plan: ScalePlan, profile: ModelProfile, text_tokens: int = TEXT_TOKENS) -> int:
     """Floating-point operations of one scale for one image, transformer only; a multiply-add counts as two."""
     config = profile.transformer
-    width = config.width
-    hidden = round(width * config.mlp_ratio / 256) * 256
-    total = 0
+    total = config.emit_flops(plan.count, plan.sampled)
     for layer in plan.layers:
-        tokens, keys = plan.kept[layer], plan.past[layer] + plan.kept[layer]
-        linear = 2 * width * (4 * width + 2 * width + 2 * hidden)
-        total += tokens * (linear + 4 * width * keys + 4 * width * text_tokens)
-    emit = plan.sampled * 2 * width * 2 * config.token_bits + plan.count * 2 * width * config.token_bits
-    return plan.rows * (total + emit)
+        total += config.layer_flops(plan.kept[layer], plan.past[layer] + plan.kept[layer], text_tokens)
+    return plan.rows * total
 
 
 def schedule_flops(schedule: Schedule, profile: ModelProfile) -> int:

@@ -9,93 +9,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from .decision import Decision, LinearModel
 from .errors import ScheduleError
 from .model import ModelProfile
+from .rules import CACHED_FILLS, Rung, ScaleRule, TokenRule, read_rules, read_rung
 from .strict import build, read_yaml, write_atomic
 
-SCORES = ("entropy", "random")
-FILLS = ("hold", "cache", "bypass")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TokenRule:
-    """Which tokens of a scale run.
-
-    Attributes:
-        kept: Tokens that run through each layer, L numbers between 1 and the scale's tokens.
-        score: `entropy` keeps the tokens of lowest attention entropy (the sharp ones), `random` a fixed random set.
-        fill: What becomes of the others. `hold`: they leave the scale and get no residual code; every layer then keeps the
-            same number. `cache`: in that layer they take the layer's update of an earlier scale, enlarged. `bypass`: in
-            that layer they pass on unchanged.
-        cache_scale: With `cache`, the earlier scale whose updates are enlarged.
-    """
-
-    kept: tuple[int, ...]
-    score: str = "entropy"
-    fill: str = "hold"
-    cache_scale: int | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "kept", tuple(self.kept))
-        if not self.kept or any(not isinstance(n, int) or n < 1 for n in self.kept):
-            raise ScheduleError(f"kept must list a whole number >= 1 for each layer, got {list(self.kept)}")
-        if self.score not in SCORES:
-            raise ScheduleError(f"score must be one of {SCORES}, got {self.score!r}")
-        if self.fill not in FILLS:
-            raise ScheduleError(f"fill must be one of {FILLS}, got {self.fill!r}")
-        if self.fill == "hold" and len(set(self.kept)) != 1:
-            raise ScheduleError(f"fill 'hold' keeps the same tokens in every layer, got {list(self.kept)}")
-        if (self.fill == "cache") != (self.cache_scale is not None):
-            raise ScheduleError(f"cache_scale belongs to fill 'cache', got fill {self.fill!r}, scale {self.cache_scale!r}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ScaleRule:
-    """What runs at one scale.
-
-    Attributes:
-        scale: 0-based index.
-        size: (h, w) in tokens.
-        run: False leaves the scale out: no residual, no keys and values.
-        guidance: False drops the unconditional rows, from here on.
-        skip_layers: Layers that do not run.
-        tokens: Token pruning, or None for all tokens.
-    """
-
-    scale: int
-    size: tuple[int, int]
-    run: bool = True
-    guidance: bool = True
-    skip_layers: tuple[int, ...] = ()
-    tokens: TokenRule | None = None
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "size", tuple(self.size))
-        object.__setattr__(self, "skip_layers", tuple(sorted(set(self.skip_layers))))
-        if len(self.size) != 2 or any(not isinstance(n, int) or n < 1 for n in self.size):
-            raise ScheduleError(f"scale {self.scale}: size must be two whole numbers >= 1, got {list(self.size)}")
-        if self.tokens is not None and max(self.tokens.kept) > self.count:
-            raise ScheduleError(f"scale {self.scale}: keeps {max(self.tokens.kept)} of {self.count} tokens")
-
-    @property
-    def count(self) -> int:
-        """Tokens of the scale, h * w."""
-        return self.size[0] * self.size[1]
-
-    @property
-    def prunes_tokens(self) -> bool:
-        return self.tokens is not None and min(self.tokens.kept) < self.count
+__all__ = ["Rung", "ScaleRule", "Schedule", "TokenRule"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Schedule:
     """A schedule for one model at one geometry.
+
+    With rungs, images share the scales up to the decision, and each ends as the rung it picks; then `scales` are the first
+    rung's, and all that is derived of them (plans, FLOPs, tables) tells of that rung unless it says otherwise.
 
     Attributes:
         model: Name of the model profile.
@@ -105,6 +39,8 @@ class Schedule:
         scales: One rule a scale, coarse to fine.
         entropy_layer: The layer whose entropy map picks the tokens.
         provenance: Hashes, parameters and predictions; nothing in it changes what runs.
+        rungs: Ways to end an image, or none.
+        decision: How an image picks its rung.
     """
 
     model: str
@@ -114,9 +50,12 @@ class Schedule:
     scales: tuple[ScaleRule, ...]
     entropy_layer: int = 0
     provenance: dict[str, Any] = field(default_factory=dict)
+    rungs: tuple[Rung, ...] = ()
+    decision: Decision | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", tuple(self.scales))
+        object.__setattr__(self, "rungs", tuple(self.rungs))
         if not self.scales or not any(rule.run for rule in self.scales):
             raise ScheduleError("no scale runs")
         if not self.scales[0].run:
@@ -125,6 +64,44 @@ class Schedule:
             raise ScheduleError(f"entropy_layer must be 0 to {self.layers - 1}, got {self.entropy_layer}")
         for index, rule in enumerate(self.scales):
             self._check(index, rule)
+        if self.rungs or self.decision is not None:
+            self._check_rungs()
+
+    def _check_rungs(self) -> None:
+        names = [rung.name for rung in self.rungs]
+        if self.decision is None or len(names) < 2 or len(set(names)) < len(names):
+            raise ScheduleError(f"rungs must be two or more of different names, with a decision, got {names}")
+        if unknown := sorted(self.decision.rungs - set(names)):
+            raise ScheduleError(f"decision: picks rungs {unknown}; the rungs are {names}")
+        scale, last = self.decision.scale, len(self.scales) - 1
+        if not 1 <= scale < last or not self.scales[scale].run:
+            raise ScheduleError(f"decision: scale must be 1 to {last - 1} and run, got {scale}")
+        if self.decision.features == "entropy" and scale not in self.entropy_sources(scale + 1):
+            raise ScheduleError(f"decision: scale {scale} leaves no whole entropy map of layer {self.entropy_layer}")
+        if not 0 <= (self.decision.view or 0) <= last:
+            raise ScheduleError(f"decision: view must be a scale, 0 to {last}, got {self.decision.view}")
+        for index, rung in enumerate(self.rungs):
+            if len(rung.scales) != (last - scale if index else 0):
+                raise ScheduleError(
+                    f"rungs[{index}]: {rung.name} must list the {last - scale} scales after scale {scale}, the first rung none"
+                )
+            try:
+                self.rung(index)
+            except ScheduleError as problem:
+                raise ScheduleError(f"rungs[{index}]: {problem}") from problem
+
+    def rung(self, index: int) -> Schedule:
+        """A rung as a schedule of its own, which all its images follow."""
+        assert self.decision is not None, "only a schedule with a decision has rungs"
+        rung = self.rungs[index]
+        shared = self.scales[: self.decision.scale + 1]
+        scales = (*shared, *rung.scales) if index else self.scales
+        return replace(self, policy=f"{self.policy}: {rung.name}", scales=scales, rungs=(), decision=None)
+
+    @property
+    def paths(self) -> tuple[Schedule, ...]:
+        """What an image may run through: each rung, or the schedule itself."""
+        return tuple(self.rung(index) for index in range(len(self.rungs))) or (self,)
 
     def _check(self, index: int, rule: ScaleRule) -> None:
         name = f"scale {index}"
@@ -140,7 +117,7 @@ class Schedule:
             return
         if len(rule.tokens.kept) != self.layers:
             raise ScheduleError(f"{name}: kept lists {len(rule.tokens.kept)} layers, the model has {self.layers}")
-        if rule.tokens.fill == "cache":
+        if rule.tokens.fill in CACHED_FILLS:
             self._check_cache(index, rule.tokens)
         if rule.prunes_tokens and rule.tokens.score == "entropy" and not self.entropy_sources(index):
             raise ScheduleError(f"{name}: no earlier scale runs layer {self.entropy_layer}, so there is no entropy to read")
@@ -169,7 +146,9 @@ class Schedule:
 
     @property
     def removes_nothing(self) -> bool:
-        """Whether every scale, row, layer and token runs."""
+        """Whether every scale, row, layer and token runs, in every rung."""
+        if self.rungs:
+            return all(path.removes_nothing for path in self.paths)
         return all(r.run and r.guidance == self.guided and not r.skip_layers and not r.prunes_tokens for r in self.scales)
 
     def digest(self) -> str:
@@ -192,21 +171,21 @@ class Schedule:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain mapping, as it stands in the YAML file."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+        data = asdict(self)
+        if not self.rungs:
+            # a schedule without rungs is written, and hashed, as it was before there were any
+            del data["rungs"], data["decision"]
+        return json.loads(json.dumps(data))  # type: ignore[no-any-return]
 
     @classmethod
     def from_dict(cls, data: dict[str, Any], where: str = "schedule") -> Schedule:
         """Build from a mapping; unknown keys anywhere are errors."""
-        data = dict(data)
-        rules = []
-        for index, item in enumerate(data.get("scales") or ()):
-            place = f"{where}: scales[{index}]"
-            if isinstance(item, dict) and item.get("tokens") is not None:
-                tokens = build(TokenRule, item["tokens"], f"{place}.tokens", ScheduleError)
-                rules.append(build(ScaleRule, {**item, "tokens": tokens}, place, ScheduleError))
-            else:
-                rules.append(build(ScaleRule, item, place, ScheduleError))
-        return build(cls, {**data, "scales": tuple(rules)}, where, ScheduleError)
+        data = {**data, "scales": read_rules(data.get("scales"), f"{where}: scales")}
+        if data.get("rungs"):
+            data["rungs"] = tuple(read_rung(item, f"{where}: rungs[{i}]") for i, item in enumerate(data["rungs"]))
+        if data.get("decision") is not None:
+            data["decision"] = _decision(data["decision"], f"{where}: decision")
+        return build(cls, data, where, ScheduleError)
 
     def save(self, path: Path) -> None:
         """Write YAML, atomically."""
@@ -217,3 +196,10 @@ class Schedule:
     def load(cls, path: Path) -> Schedule:
         """Read YAML; every problem is a ScheduleError that names the file and the place."""
         return cls.from_dict(read_yaml(path, ScheduleError), path.name)
+
+
+def _decision(data: Any, where: str) -> Decision:
+    if isinstance(data, dict):
+        models = enumerate(data.get("models") or ())
+        data = {**data, "models": tuple(build(LinearModel, m, f"{where}.models[{i}]", ScheduleError) for i, m in models)}
+    return build(Decision, data, where, ScheduleError)

@@ -44,4 +44,19 @@ def schedule_table(schedule: Schedule, profile: ModelProfile) -> str:
     share = f"{total / base:.0%}".replace("%", " %")
     rows.append(["all", "", str(sum(r.count for r in schedule.scales)), "", "", "", "", f"{total / 1e9:.2f}", share])
     head = f"{schedule.model}: {schedule.policy}, {base / total:.2f}x fewer FLOPs than dense"
-    return f"{head}\n{table(rows)}"
+    return "\n".join([head, table(rows), *_rung_lines(schedule, profile, base)])
+
+
+def _rung_lines(schedule: Schedule, profile: ModelProfile, whole: int) -> list[str]:
+    """What each rung costs; the table above is the first one's."""
+    if schedule.decision is None:
+        return []
+    rows = [["rung", "GFLOP", "of dense"]]
+    for rung, path in zip(schedule.rungs, schedule.paths, strict=True):
+        flops = schedule_flops(path, profile)
+        rows.append([rung.name, f"{flops / 1e9:.2f}", f"{flops / whole:.0%}".replace("%", " %")])
+    return [
+        "",
+        f"each image picks one after scale {schedule.decision.scale}; the scales above are those of the first",
+        table(rows),
+    ]

@@ -7,13 +7,14 @@ The six vectors are `ada_gss + shared`, in the order gamma1, gamma2, scale1, sca
 from __future__ import annotations
 
 import math
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...plugins.flash_attention_entropy import flash_attention_entropy
-from ...profiles.model import TransformerConfig
+from ...profiles.infinity import TransformerConfig
 from ..layers import Linear, modulate, rows_linear
 from .rope import Rope, rotate
 
@@ -28,12 +29,23 @@ def attend(q: Tensor, k: Tensor, v: Tensor, with_entropy: bool) -> tuple[Tensor,
     return F.scaled_dot_product_attention(q, k, v, scale=1.0), None
 
 
+class Widths(Protocol):
+    """What attention and MLP need to know of a family's configuration."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def mlp_ratio(self) -> float: ...
+
+
 class SelfAttention(nn.Module):
-    """Cosine attention: q and k of unit length, q times a learned factor a head (at most 100), then rotary positions."""
+    """Cosine attention: q and k of unit length, q times a learned factor a head (at most 100), then rotary positions if any."""
 
     zero_k_bias: Tensor
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: Widths) -> None:
         super().__init__()
         width, self.heads = config.width, config.heads
         self.scale_mul_1H11 = nn.Parameter(torch.full((1, self.heads, 1, 1), math.log(4.0)))
@@ -43,24 +55,23 @@ class SelfAttention(nn.Module):
         self.mat_qkv = Linear(width, 3 * width, bias=False)
         self.proj = Linear(width, width)
 
-    def project(self, x: Tensor, rope: Rope) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor, Tensor]:
         """`[R, N, C]` -> q, k, v, each `[R, H, N, D]`; k is in the form that is cached."""
         bias = torch.cat([self.q_bias, self.zero_k_bias, self.v_bias])
         qkv = rows_linear(x, self.mat_qkv.weight, bias).unflatten(-1, (3, self.heads, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         factor = self.scale_mul_1H11.clamp_max(MAX_SCALE_MUL).exp()
-        q = rotate(F.normalize(q, dim=-1) * factor, rope)
-        k = rotate(F.normalize(k, dim=-1), rope)
-        return q, k, v
+        q, k = F.normalize(q, dim=-1) * factor, F.normalize(k, dim=-1)
+        return (q, k, v) if rope is None else (rotate(q, rope), rotate(k, rope), v)
 
     def forward(
-        self, x: Tensor, rope: Rope, past: tuple[Tensor, Tensor] | None, with_entropy: bool
+        self, x: Tensor, rope: Rope | None, past: tuple[Tensor, Tensor] | None, with_entropy: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Attend from x to the past and x itself, without a mask.
 
         Args:
             x: `[R, N, C]`, normalised and modulated.
-            rope: Table of the tokens of x.
+            rope: Table of the tokens of x, or None: no rotation.
             past: k and v `[R, H, P, D]` of earlier scales, or None.
             with_entropy: Also return the entropy of every head and token.
 
@@ -105,7 +116,7 @@ class CrossAttention(nn.Module):
 class FeedForward(nn.Module):
     """Linear, tanh GELU, Linear; the hidden width is a multiple of 256."""
 
-    def __init__(self, config: TransformerConfig) -> None:
+    def __init__(self, config: Widths) -> None:
         super().__init__()
         hidden = round(config.width * config.mlp_ratio / MLP_MULTIPLE) * MLP_MULTIPLE
         self.fc1 = Linear(config.width, hidden)
@@ -148,9 +159,25 @@ class Block(nn.Module):
         Returns:
             x `[R, N, C]`, k, v `[R, H, P + N, D]`, entropy `[R, H, N]` or None.
         """
-        gamma1, gamma2, scale1, scale2, shift1, shift2 = (self.ada_gss + shared).unbind(2)
-        attended, k, v, entropy = self.sa(modulate(x, scale1, shift1), rope, past, with_entropy)
-        x = x + attended * gamma1
-        x = x + self.ca(self.ca_norm(x), *text)
-        x = x + self.ffn(modulate(x, scale2, shift2)) * gamma2
+        attended, k, v, entropy = self.attention_branch(x, shared, rope, past, with_entropy)
+        x = x + attended
+        x = x + self.cross_branch(x, text)
+        x = x + self.mlp_branch(x, shared)
         return x, k, v, entropy
+
+    def attention_branch(
+        self, x: Tensor, shared: Tensor, rope: Rope, past: tuple[Tensor, Tensor] | None, with_entropy: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Self-attention of the tokens given, after its gate; arguments and the other results as of `forward`."""
+        gamma, scale, shift = (self.ada_gss + shared)[:, :, 0::2].unbind(2)
+        attended, k, v, entropy = self.sa(modulate(x, scale, shift), rope, past, with_entropy)
+        return attended * gamma, k, v, entropy
+
+    def cross_branch(self, x: Tensor, text: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Attention of the tokens given to the text: `[R, n, C]` -> `[R, n, C]`; this branch has no gate."""
+        return self.ca(self.ca_norm(x), *text)  # type: ignore[no-any-return]
+
+    def mlp_branch(self, x: Tensor, shared: Tensor) -> Tensor:
+        """The MLP of the tokens given, after its gate: `[R, n, C]` -> `[R, n, C]`."""
+        gamma, scale, shift = (self.ada_gss + shared)[:, :, 1::2].unbind(2)
+        return self.ffn(modulate(x, scale, shift)) * gamma  # type: ignore[no-any-return]

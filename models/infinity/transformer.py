@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...profiles.model import BSQ_LEVELS_MAX, TransformerConfig
-from ..layers import Linear, RMSNorm, gelu_mlp, modulate, rows_linear
+from ...profiles.infinity import BSQ_LEVELS_MAX, TransformerConfig
+from ..layers import HeadNorm, Linear, RMSNorm, gelu_mlp, modulate, rows_linear, silu_linear
+from ..state import State
 from .blocks import Block
 
 POOL_WIDE = 4096
@@ -31,6 +32,13 @@ class Condition(NamedTuple):
     """A layer each, `[R, H, T, D]`: cross-attention keys."""
     values: tuple[Tensor, ...]
     """A layer each, `[R, H, T, D]`: cross-attention values."""
+
+    def state(self) -> State:
+        """The state before the first scale."""
+        state = State(sos=self.sos, shared=self.shared, head=self.head, mask=self.mask)
+        for layer, (k, v) in enumerate(zip(self.keys, self.values, strict=True)):
+            state[f"ca_k.{layer}"], state[f"ca_v.{layer}"] = k, v
+        return state
 
 
 class TextPool(nn.Module):
@@ -67,14 +75,6 @@ class _Pool(nn.Module):
         self.ca = TextPool(config)
 
 
-class _HeadNorm(nn.Module):
-    """Modulation of the head under the official name `ada_lin`; order: scale, shift."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.ada_lin = nn.Sequential(nn.SiLU(), Linear(width, 2 * width))
-
-
 class _Chunk(nn.Module):
     """A group of blocks under the official name `module`."""
 
@@ -97,8 +97,8 @@ class Infinity(nn.Module):
         self.text_proj_for_ca = gelu_mlp(config.text_channels, width, width)
         self.lvl_embed = nn.Embedding(BSQ_LEVELS_MAX, width)
         self.word_embed = Linear(config.token_bits, width)
-        self.shared_ada_lin = nn.Sequential(nn.SiLU(), Linear(width, 6 * width))
-        self.head_nm = _HeadNorm(width)
+        self.shared_ada_lin = silu_linear(width, 6 * width)
+        self.head_nm = HeadNorm(width)
         self.head = Linear(width, 2 * config.token_bits)
         self.block_chunks = nn.ModuleList(_Chunk(config) for _ in range(config.block_chunks))
 
@@ -130,6 +130,10 @@ class Infinity(nn.Module):
             keys=tuple(k for k, _ in pairs),
             values=tuple(v for _, v in pairs),
         )
+
+    def initial_state(self, text: Tensor, lengths: Tensor) -> State:
+        """The state before the first scale; arguments as of `condition`."""
+        return self.condition(text, lengths).state()
 
     def unconditional(self, batch: int, length: int) -> Tensor:
         """Features of the unconditional rows: the learned vectors, cut to the prompt's length: `[B, T, Ct]`."""

@@ -13,17 +13,18 @@ from . import TextFeatures
 class RandomTextEncoder:
     """One normal vector a word, from a hash of the prompt and the seed; for latency work, where content does not matter."""
 
-    def __init__(self, channels: int, max_length: int, seed: int) -> None:
-        self.channels, self.max_length, self.seed = channels, max_length, seed
+    def __init__(self, channels: int, max_length: int, seed: int, tokens: int | None = None) -> None:
+        """Features of `channels` numbers; with `tokens` every prompt has as many, its padding as random as its words."""
+        self.channels, self.max_length, self.seed, self.tokens = channels, max_length, seed, tokens
 
     def encode_prompts(self, prompts: Sequence[str]) -> TextFeatures:
-        """`[B, T, channels]`, T one more than the most words."""
-        rows, cut = [], []
+        """`[B, T, channels]`, T one more than the most words, or `tokens`."""
+        rows, lengths, cut = [], [], []
         for prompt in prompts:
             words = len(prompt.split()) + 1
             key = hashlib.sha256(f"{self.seed}:{prompt}".encode()).digest()[:8]
             generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
-            rows.append(torch.randn(min(words, self.max_length), self.channels, generator=generator))
+            lengths.append(min(words, self.max_length))
+            rows.append(torch.randn(self.tokens or lengths[-1], self.channels, generator=generator))
             cut.append(words > self.max_length)
-        lengths = torch.tensor([len(row) for row in rows])
-        return TextFeatures(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths, tuple(cut))
+        return TextFeatures(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), torch.tensor(lengths), tuple(cut))

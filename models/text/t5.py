@@ -57,11 +57,7 @@ class T5TextEncoder:
         import torch
 
         wanted = torch.float32 if torch.device(device).type == "cpu" else dtype or torch.float16
-        tokenizer, model, report = _read(source, revision, wanted)
-        # transformers gives weights that the files lack random values, and only warns
-        lacking = sorted(report["missing_keys"])
-        if lacking:
-            raise CheckpointError(f"{source}: lacks {len(lacking)} weights of the encoder, as {lacking[0]}; fetch it anew")
+        tokenizer, model = read_pretrained("T5EncoderModel", "T5 encoder", source, revision, wanted)
         return cls(tokenizer, model.to(device).eval().requires_grad_(False))
 
     @property
@@ -110,23 +106,39 @@ class T5TextEncoder:
         return [len(ids) > MAX_TOKENS for ids in tokens]
 
 
-def _read(source: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any, dict[str, Any]]:
-    """Tokenizer, encoder, and transformers' report on which weights it found."""
+def read_pretrained(loader: str, name: str, source: str, revision: str | None, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Tokenizer and model of a folder or a Hugging Face id.
+
+    Args:
+        loader: Class of transformers that loads the model.
+        name: What messages call the model.
+        source: Folder or id.
+        revision: Branch, tag or commit of the id.
+        dtype: Of the weights.
+
+    Raises:
+        ToprovarError: transformers is not installed.
+        CheckpointError: The source cannot be reached or read, or lacks weights.
+    """
     try:
-        from transformers import AutoTokenizer, T5EncoderModel
+        import transformers
     except ImportError as err:
-        raise ToprovarError("the T5 text encoder needs transformers; run `pip install toprovar[t5]`") from err
+        raise ToprovarError(f"the {name} needs transformers; run `pip install toprovar[t5]`") from err
     try:
         # transformers would try for a minute to reach the hub before it looks into its cache
         local = Path(source).is_dir() or list_files(source, revision) is None
-        tokenizer = AutoTokenizer.from_pretrained(source, revision=revision, local_files_only=local)
-        model, report = T5EncoderModel.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source, revision=revision, local_files_only=local)
+        model, report = getattr(transformers, loader).from_pretrained(
             source, revision=revision, local_files_only=local, dtype=dtype, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, ImportError) as err:
         reason = " ".join(str(err).split())[:200]
         raise CheckpointError(
-            f"{source}: no T5 encoder can be loaded, revision {revision!r} ({reason}); check the id and the network, "
-            "or download flan-t5-xl by hand and pass its folder"
+            f"{source}: no {name} can be loaded, revision {revision!r} ({reason}); check the id and the network, "
+            "or download it by hand and pass its folder"
         ) from err
-    return tokenizer, model, report
+    # transformers gives weights that the files lack random values, and only warns
+    lacking = sorted(report["missing_keys"])
+    if lacking:
+        raise CheckpointError(f"{source}: lacks {len(lacking)} weights of the {name}, as {lacking[0]}; fetch it anew")
+    return tokenizer, model

@@ -16,6 +16,7 @@ from torch import nn
 from ...profiles.errors import CheckpointError
 from ...profiles.model import load_profile
 from ...profiles.strict import write_atomic
+from ..infinity.parts import infinity_parts
 from ..infinity.vae import BsqVae
 from .scorer import Scorer
 from .shards import load_shards
@@ -41,7 +42,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     profile = load_profile("tiny")
-    model, vae, scorer = TextImageModel(profile), BsqVae(profile.vae), Scorer()
+    model, vae, scorer = TextImageModel(profile), BsqVae(infinity_parts(profile)[1]), Scorer()
     # the running average covers parameters; the buffers it lacks are constants
     missing = model.load_state_dict(load_shards(args.shards, "model")[0], strict=False).missing_keys
     assert all(name.endswith("zero_k_bias") for name in missing), missing

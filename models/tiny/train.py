@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from ...profiles.model import ModelProfile, load_profile
+from ..infinity.parts import infinity_parts
 from ..infinity.vae import BsqVae
 from .pace import Pace, Run
 from .render import render
@@ -38,7 +39,7 @@ def obtain_vae(args: argparse.Namespace, profile: ModelProfile, run: Run) -> Bsq
         quality = reconstruction_psnr(trained, profile, 256, args.seed + 1, run.device)
         run.log(f"vae: {quality:.2f} dB on fresh scenes after {pace.step} steps")
         save_shards(args.out, "vae", trained.state_dict(), {"steps": pace.step, "psnr_db": quality})
-    vae = BsqVae(profile.vae)
+    vae = BsqVae(infinity_parts(profile)[1])
     vae.load_state_dict(load_shards(args.out, "vae")[0])
     return vae.to(run.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload, no-any-return]
 

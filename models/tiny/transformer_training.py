@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ...profiles.model import ModelProfile
+from ..infinity.parts import infinity_parts
 from ..infinity.transformer import Infinity
 from ..infinity.vae import BsqVae
 from .pace import Pace, Run
@@ -46,7 +47,7 @@ class TextImageModel(nn.Module):
 
     def __init__(self, profile: ModelProfile) -> None:
         super().__init__()
-        self.transformer = Infinity(profile.transformer)
+        self.transformer = Infinity(infinity_parts(profile)[0])
         self.text_encoder = WordEncoder(width=profile.transformer.text_channels)
         # residual branches start near zero: gammas small, as adaptive norms like it
         with torch.no_grad():

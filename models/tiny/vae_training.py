@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...profiles.geometry import Size
 from ...profiles.model import ModelProfile
+from ..infinity.parts import infinity_parts
 from ..infinity.quantizer import tokenize
 from ..infinity.vae import BsqVae
 from .pace import Pace, Run
@@ -49,7 +50,7 @@ def psnr(images: Tensor, decoded: Tensor) -> float:
 def train_vae(profile: ModelProfile, pace: Pace, run: Run) -> BsqVae:
     """Train from scratch; one warm-up and one straight decay over the whole pace."""
     torch.manual_seed(run.seed)
-    vae = BsqVae(profile.vae)
+    vae = BsqVae(infinity_parts(profile)[1])
     vae.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     encode, decode, draw = run.compile(vae.encoder), run.compile(vae.decoder), run.compile(render)
     scenes = to_tensors(sample_scenes(SCENES, np.random.default_rng(run.seed)), run.device)

@@ -9,7 +9,8 @@ import yaml
 from small_model import small_profile
 from toprovar.profiles.errors import ProfileError
 from toprovar.profiles.geometry import scale_sizes
-from toprovar.profiles.model import ModelProfile, Sampling, load_profile, shipped
+from toprovar.profiles.infinity import Sampling
+from toprovar.profiles.model import ModelProfile, load_profile, shipped
 
 
 def test_shipped_profiles() -> None:
@@ -21,6 +22,9 @@ def test_shipped_profiles() -> None:
         "infinity-8b": (1024, 1024),
         "infinity-8b-512": (512, 512),
         "tiny": (256, 256),
+        **{f"var-d{depth}": (256, 256) for depth in (16, 20, 24, 30)},
+        "var-d36": (512, 512),
+        "hart-0.7b": (1024, 1024),
     }
     assert load_profile("infinity-8b").transformer.token_bits == 56
 

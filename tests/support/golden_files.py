@@ -8,15 +8,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
-from toprovar.profiles.model import ModelProfile, Sampling, TextConfig, TransformerConfig, VaeConfig
+from toprovar.profiles.infinity import Sampling, TransformerConfig, VaeConfig
+from toprovar.profiles.model import ModelProfile, TextConfig
 from torch import Tensor
 
 
 def golden_folder() -> Path:
     """The folder in TOPROVAR_GOLDEN, by default ../shared/golden beside the repository."""
     return Path(os.environ.get("TOPROVAR_GOLDEN", Path(__file__).parents[3] / "shared" / "golden"))
+
+
+def golden_files(kind: str) -> list[Any]:
+    """Every golden file of a kind as a test parameter; without any, one that is skipped and says why."""
+    folder = golden_folder()
+    found = [p for p in sorted(folder.glob(f"{kind}_*.safetensors")) if not p.stem.endswith("_weights")]
+    if found:
+        return [pytest.param(path, id=f"golden-{path.stem}") for path in found]
+    reason = f"no {kind}_*.safetensors in {folder}; set TOPROVAR_GOLDEN to the folder of the golden vectors"
+    return [pytest.param(None, id=f"golden-{kind}-none", marks=pytest.mark.skip(reason=reason))]
 
 
 @dataclass(frozen=True)

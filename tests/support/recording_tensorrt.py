@@ -17,6 +17,7 @@ from typing import Any
 
 GENUINE = (
     "NetworkDefinitionCreationFlag", "BuilderFlag", "MemoryPoolType", "DataType", "LayerType", "ILogger", "IProgressMonitor",
+    "IAttentionInputLayer",
 )  # fmt: skip
 
 
@@ -53,6 +54,11 @@ class Recorder:
         return call
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "__class__":
+            # the bindings hand out a base class, and a caller names the real one
+            assert issubclass(value, self._real), f"{value.__name__} is no {self._real.__name__}"
+            self.__dict__["_real"] = value
+            return
         member = getattr(self._real, name)
         assert isinstance(member, property), f"{self._real.__name__}.{name} is no property"
         assert member.fset is not None, f"{self._real.__name__}.{name} is read-only"
@@ -83,8 +89,12 @@ def recording(trt: Any, calls: list[Any], refuse: str = "") -> Any:
         return Recorder(trt.ITensor, calls, {"name": value.name, "dtype": dtype, "shape": shape})
 
     def layer(index: int) -> Any:
-        plugin = parsed["graph"].node[index].domain == "toprovar"
-        return Recorder(trt.ILayer, calls, {"type": trt.LayerType.PLUGIN_V3 if plugin else trt.LayerType.ELEMENTWISE})
+        kinds = {"FlashAttentionEntropy": "PLUGIN_V3", "Attention": "ATTENTION_INPUT"}
+        kind = getattr(trt.LayerType, kinds.get(parsed["graph"].node[index].op_type, "ELEMENTWISE"))
+        answers = {"type": kind}
+        if kind.name == "ATTENTION_INPUT":
+            answers["attention"] = Recorder(trt.IAttention, calls, {})
+        return Recorder(trt.ILayer, calls, answers)
 
     class Network(Recorder):
         def __getattr__(self, name: str) -> Any:
@@ -119,15 +129,16 @@ def recording(trt: Any, calls: list[Any], refuse: str = "") -> Any:
         __version__=trt.__version__,
         Builder=lambda logger: Recorder(trt.Builder, calls, answers),
         OnnxParser=lambda network, logger: parser,
-        **{name: getattr(trt, name) for name in GENUINE},
+        **{name: getattr(trt, name) for name in GENUINE if hasattr(trt, name)},
     )
 
 
 def main() -> None:
-    """Build one small plan in fp32, which needs no plugin, and print the names of the calls."""
+    """Build one small plan in fp32, with attention and without a plugin, and print the names of the calls."""
     import numpy
     import tensorrt_bindings as trt
     from onnx import TensorProto, helper
+    from toprovar.compile.attention import DOMAIN, PLAIN, attach
     from toprovar.compile.graphs import Exported
     from toprovar.compile.plan_options import PlanOptions
     from toprovar.compile.plan_record import Limits
@@ -135,15 +146,21 @@ def main() -> None:
     from toprovar.compile.tensorrt_flavours import FLAVOURS, Toolkit, check_version
 
     check_version(FLAVOURS["tensorrt"], trt.__version__)
-    shape = ["batch", 4]
+    shape = ["batch", 2, 3, 4]
+    nodes = [
+        helper.make_node("Mul", ["x", "w"], ["y"]),
+        helper.make_node(PLAIN, ["y", "x", "x"], ["x.out"], domain=DOMAIN, scale=0.5),
+    ]
     graph = helper.make_graph(
-        [helper.make_node("Mul", ["x", "w"], ["x.out"])],
+        nodes,
         "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
         [helper.make_tensor_value_info("x.out", TensorProto.FLOAT, shape)],
         [helper.make_tensor("w", TensorProto.FLOAT, [4], numpy.ones(4, numpy.float32))],
     )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)]
+    proto = helper.make_model(graph, opset_imports=opsets, ir_version=10)
+    attach(proto)
     calls: list[Any] = []
     with tempfile.TemporaryDirectory() as folder:
         options = PlanOptions(
@@ -152,7 +169,7 @@ def main() -> None:
         builder = PlanBuilder(Toolkit(FLAVOURS["tensorrt"], recording(trt, calls)), options)
         exported = Exported(proto, {"w": "transformer.w"}, ("x",), ("x.out",))
         record = builder.build(Path(folder) / "x.plan", exported, Limits(images=2, text=8), {})
-    assert record.inputs == {"x": ["fp32", [-1, 4]]}, record
+    assert record.inputs == {"x": ["fp32", [-1, 2, 3, 4]]}, record
     print(trt.__version__, builder.kit.network_flags(), *(call[0] for call in calls))
 
 

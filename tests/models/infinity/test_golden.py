@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from golden_files import Golden, golden_folder
+from golden_files import Golden, golden_files
 from toprovar.models.infinity.generate import build_steps, condition_rows, generate
 from toprovar.models.infinity.quantizer import bits_to_code, tokenize
 from toprovar.models.infinity.rope import rope_table
@@ -26,16 +26,7 @@ from torch.nn import functional as F
 TOLERANCE = 1e-4
 
 
-def _files() -> list[Any]:
-    folder = golden_folder()
-    found = [p for p in sorted(folder.glob("infinity_*.safetensors")) if not p.stem.endswith("_weights")]
-    if found:
-        return [pytest.param(path, id=f"golden-{path.stem}") for path in found]
-    reason = f"no golden vectors in {folder}; set TOPROVAR_GOLDEN to their folder"
-    return [pytest.param(None, id="golden-none", marks=pytest.mark.skip(reason=reason))]
-
-
-@pytest.fixture(scope="module", params=_files())
+@pytest.fixture(scope="module", params=golden_files("infinity"))
 def data(request: pytest.FixtureRequest) -> Any:
     return Golden.read(request.param)
 

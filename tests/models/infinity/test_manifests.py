@@ -10,7 +10,8 @@ import torch
 from golden_files import golden_folder
 from toprovar.models.infinity.transformer import Infinity
 from toprovar.models.infinity.vae import BsqVae
-from toprovar.profiles.model import TransformerConfig, VaeConfig, load_profile
+from toprovar.profiles.infinity import TransformerConfig, VaeConfig
+from toprovar.profiles.model import load_profile
 
 MANIFESTS = golden_folder().parent / "manifests"
 PROFILES = {

@@ -92,7 +92,7 @@ def test_missing_weights_are_refused(folder, tmp_path):
     state = load_file(tmp_path / "model.safetensors")
     del state["encoder.block.1.layer.0.SelfAttention.q.weight"]
     save_file(state, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lacks 1 weights of the encoder, as encoder\.block\.1\.layer\.0\.Self"):
+    with pytest.raises(CheckpointError, match=r"lacks 1 weights of the T5 encoder, as encoder\.block\.1\.layer\.0\.Self"):
         T5TextEncoder.load(str(tmp_path))
 
 

@@ -18,7 +18,8 @@ from toprovar.models.tiny.teacher import Targets, Teacher, make_targets, token_w
 from toprovar.models.tiny.transformer_training import TextImageModel, Trainer, TrainingPlan
 from toprovar.profiles.baselines import dense
 from toprovar.profiles.errors import CheckpointError
-from toprovar.profiles.model import ModelProfile, Sampling, load_profile
+from toprovar.profiles.infinity import Sampling
+from toprovar.profiles.model import ModelProfile, load_profile
 from toprovar.profiles.plan import ScalePlan
 from torch.nn import functional as F
 

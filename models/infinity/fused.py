@@ -1,0 +1,283 @@
+"""The blocks of Infinity for a GPU: the same function as `blocks.Block`, with everything between two matrix products fused.
+
+Keys and values live in one arena that is allocated once; a block writes its own straight into place, so nothing is ever
+concatenated. `ScaleStep` decides what runs and never knows which blocks it calls; without a GPU the same code runs on the
+definitions of the kernels, so that it is tested everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ...plugins.branch_tokens import restore_tokens, token_distance
+from ...plugins.flash_attention_entropy import flash_attention, flash_attention_entropy
+from ...plugins.residual_norm import residual_norm
+from ...plugins.rotary_cache import rotary_cache
+from ...plugins.text_attention import text_attention
+from ...plugins.token_select import select_tokens
+from ...profiles.model import ModelProfile
+from ...profiles.plan import ScalePlan
+from ..generate import Noise, run_scales
+from ..state import State
+from .blocks import MAX_SCALE_MUL, Block
+from .rope import Rope
+from .step import ScaleStep
+from .transformer import Condition, Infinity
+
+GAMMA1, GAMMA2, SCALE1, SCALE2, SHIFT1, SHIFT2 = range(6)
+
+
+class Arena:
+    """Keys and values of all layers, one behind the other along the token axis: `[2, R, H, T, D]`.
+
+    Those of the last scale are read by their own layer only. They are written in front of the layer's older ones, over the
+    end of the layer before, which nobody reads any more: they cost no memory, and attention does not mind the order of keys.
+    """
+
+    def __init__(self, plans: Sequence[ScalePlan], batch: int, heads: int, width: int) -> None:
+        self.last = plans[-1].scale
+        rows = batch * max(plan.rows for plan in plans)
+        self.starts: list[int] = []
+        # the first layer has none before it
+        place = max(plans[-1].kept)
+        for past in plans[-1].past:
+            self.starts.append(place)
+            place += past
+        self.shape = (2, rows, heads, place, width)
+
+    def allocate(self, like: Tensor) -> None:
+        """Take the memory, in the dtype and on the device of a tensor."""
+        self.memory = torch.empty(self.shape, dtype=like.dtype, device=like.device)
+
+    def release(self) -> None:
+        """Leave the memory to the decoder: inside a captured graph the allocator gives it out again."""
+        del self.memory
+
+    def place(self, layer: int, scale: int, rows: int, past: int, count: int) -> tuple[Tensor, Tensor]:
+        """Where `count` new keys and values go, and all that are attended to: each `[2, R, H, ., D]`, views."""
+        start = self.starts[layer]
+        memory = self.memory[:, :rows]
+        if scale == self.last:
+            return memory[..., start - count : start, :], memory[..., start - count : start + past, :]
+        return memory[..., start + past : start + past + count, :], memory[..., start : start + past + count, :]
+
+
+class Workspace:
+    """What the blocks of one image share; made anew by `begin`, so nothing passes from one image to the next."""
+
+    plan: ScalePlan
+    modulation: Tensor
+    head: Tensor
+    lengths: Tensor
+
+    def __init__(self, model: Infinity, arena: Arena) -> None:
+        self.arena = arena
+        self.gates = torch.cat([block.ada_gss for block in model.blocks()]).unsqueeze(1)  # [L, 1, 1, 6, C]
+        self._ready: tuple[Tensor, Tensor | None, int] | None = None
+
+    def begin(self, condition: Condition) -> None:
+        """Modulation of all layers at once, and the text's length: what depends on the text alone."""
+        self.modulation = (self.gates + condition.shared).squeeze(2)  # [L, R, 6, C]
+        self.head = condition.head
+        self.lengths = (condition.mask == 0).sum(dim=(1, 2, 3))
+        self._ready = None
+
+    def add(self, layer: int, x: Tensor, update: Tensor) -> Tensor:
+        """End of a layer: the MLP's gated update, and at once the norm that the next layer begins with."""
+        rows = x.shape[0]
+        gate = self.modulation[layer, :rows, GAMMA2]
+        following = self._next(layer)
+        if following is None:
+            stream, _ = residual_norm(x, update, gate)
+            return stream
+        scale, shift = self._entry(following, rows)
+        stream, normed = residual_norm(x, update, gate, scale, shift)
+        self._ready = (stream, normed, following)
+        return stream
+
+    def normed(self, layer: int, x: Tensor) -> Tensor:
+        """The norm that a layer, or the head as layer L, begins with."""
+        ready, self._ready = self._ready, None
+        # another tensor: tokens were gathered, rows mixed, or a level added in between
+        if ready is not None and ready[0] is x and ready[1] is not None and ready[2] == layer:
+            return ready[1]
+        scale, shift = self._entry(layer, x.shape[0])
+        _, normed = residual_norm(x, None, None, scale, shift)
+        assert normed is not None
+        return normed
+
+    def _entry(self, layer: int, rows: int) -> tuple[Tensor, Tensor]:
+        if layer == len(self.gates):
+            return self.head[:rows, 0], self.head[:rows, 1]
+        return self.modulation[layer, :rows, SCALE1], self.modulation[layer, :rows, SHIFT1]
+
+    def _next(self, layer: int) -> int | None:
+        """The layer that reads this one's result as it is, the head as layer L; None where tokens are gathered first."""
+        plan = self.plan
+        if plan.tokens is not None and plan.tokens.fill != "hold":
+            return None
+        return next((other for other in plan.layers if other > layer), len(self.gates))
+
+
+class FusedBlock:
+    """A block's weights in the form the kernels take, and the block itself: arguments and results as of `Block`."""
+
+    def __init__(self, block: Block, layer: int, workspace: Workspace) -> None:
+        self.layer, self.workspace = layer, workspace
+        attention, cross = block.sa, block.ca
+        self.heads = attention.heads
+        self.qkv, self.proj = attention.mat_qkv.weight, attention.proj
+        self.qkv_bias = torch.cat([attention.q_bias, attention.zero_k_bias, attention.v_bias])
+        self.factor = attention.scale_mul_1H11.float().clamp_max(MAX_SCALE_MUL).exp().flatten()
+        self.cross_q, self.cross_proj = cross.mat_q, cross.proj
+        self.cross_norm = (block.ca_norm.weight[None], block.ca_norm.bias[None])
+        self.fc1, self.fc2 = block.ffn.fc1, block.ffn.fc2
+
+    def __call__(
+        self,
+        x: Tensor,
+        shared: Tensor,
+        rope: Rope,
+        text: tuple[Tensor, Tensor, Tensor],
+        past: tuple[Tensor, Tensor] | None,
+        with_entropy: bool,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """One block."""
+        vectors = self._vectors(x)
+        attended, k, v, entropy = self._attend(self.workspace.normed(self.layer, x), rope, past, with_entropy)
+        x, normed = residual_norm(x, attended, vectors[:, GAMMA1], *self.cross_norm, one=False)
+        assert normed is not None
+        x, normed = residual_norm(x, self._cross(normed, text), None, vectors[:, SCALE2], vectors[:, SHIFT2])
+        assert normed is not None
+        return self.workspace.add(self.layer, x, self._mlp(normed)), k, v, entropy
+
+    def attention_branch(
+        self, x: Tensor, shared: Tensor, rope: Rope, past: tuple[Tensor, Tensor] | None, with_entropy: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Self-attention of the tokens given, after its gate."""
+        attended, k, v, entropy = self._attend(self.workspace.normed(self.layer, x), rope, past, with_entropy)
+        return attended * self._vectors(x)[:, None, GAMMA1], k, v, entropy
+
+    def cross_branch(self, x: Tensor, text: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """Attention of the tokens given to the text."""
+        _, normed = residual_norm(x, None, None, *self.cross_norm, one=False)
+        assert normed is not None
+        return self._cross(normed, text)
+
+    def mlp_branch(self, x: Tensor, shared: Tensor) -> Tensor:
+        """The MLP of the tokens given, after its gate."""
+        vectors = self._vectors(x)
+        _, normed = residual_norm(x, None, None, vectors[:, SCALE2], vectors[:, SHIFT2])
+        assert normed is not None
+        return self._mlp(normed) * vectors[:, None, GAMMA2]
+
+    def _vectors(self, x: Tensor) -> Tensor:
+        """`[R, 6, C]`: gamma1, gamma2, scale1, scale2, shift1, shift2."""
+        return self.workspace.modulation[self.layer, : x.shape[0]]
+
+    def _attend(
+        self, normed: Tensor, rope: Rope, past: tuple[Tensor, Tensor] | None, with_entropy: bool
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        rows, tokens, _ = normed.shape
+        qkv = F.linear(normed.flatten(0, 1), self.qkv, self.qkv_bias).view(rows, tokens, 3, self.heads, -1)
+        older = past[0].shape[2] if past is not None else 0
+        new, every = self.workspace.arena.place(self.layer, self.workspace.plan.scale, rows, older, tokens)
+        q = rotary_cache(qkv, self.factor, *rope, new[0], new[1])
+        k, v = every
+        entropy = None
+        if with_entropy:
+            output, entropy = flash_attention_entropy(q, k, v, 1.0)
+        else:
+            output = flash_attention(q, k, v, 1.0)
+        return self.proj(output.transpose(1, 2).flatten(2)), k, v, entropy
+
+    def _cross(self, normed: Tensor, text: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        k, v, _ = text
+        q = self.cross_q(normed).unflatten(-1, (self.heads, -1))
+        output = text_attention(q, k, v, self.workspace.lengths[: len(normed)], q.shape[-1] ** -0.5)
+        return self.cross_proj(output.flatten(2))  # type: ignore[no-any-return]
+
+    def _mlp(self, normed: Tensor) -> Tensor:
+        return self.fc2(linear_gelu(normed, self.fc1))  # type: ignore[no-any-return]
+
+
+def linear_gelu(x: Tensor, layer: nn.Linear) -> Tensor:
+    """tanh GELU of a linear layer; on a GPU inside the matrix product."""
+    if not x.is_cuda:
+        return F.gelu(layer(x), approximate="tanh")
+    rows: Tensor = torch._addmm_activation(layer.bias, x.flatten(0, -2), layer.weight.t(), use_gelu=True)
+    return rows.view(*x.shape[:-1], -1)
+
+
+class FusedInfinity:
+    """The model as one scale's `ScaleStep` sees it: the maps of `Infinity`, the blocks above."""
+
+    def __init__(self, model: Infinity, blocks: Sequence[FusedBlock], workspace: Workspace, plan: ScalePlan) -> None:
+        self.model, self.plan, self.workspace, self._blocks = model, plan, workspace, blocks
+        self.pos_start, self.lvl_embed, self.word_embed = model.pos_start, model.lvl_embed, model.word_embed
+
+    def blocks(self) -> Iterator[FusedBlock]:
+        """The blocks in order; the scale begins here."""
+        self.workspace.plan = self.plan
+        return iter(self._blocks)
+
+    def logits(self, x: Tensor, head: Tensor) -> Tensor:
+        """As of `Infinity`."""
+        return self.model.head(self.workspace.normed(len(self._blocks), x))  # type: ignore[no-any-return]
+
+
+class FusedStep(ScaleStep):
+    """A scale whose tokens are chosen, gathered and restored by kernels."""
+
+    def _branch_tokens(self, branch: str, layer: int, x: Tensor, kept: Tensor | None, out: State) -> Tensor | None:
+        if layer in self.plan.branch_layers and kept is None:
+            return select_tokens(token_distance(x), self.plan.kept[layer], largest=True)
+        return super()._branch_tokens(branch, layer, x, kept, out)
+
+    def _completed(
+        self, branch: str, layer: int, y: Tensor, index: Tensor | None, state: Mapping[str, Tensor], out: State
+    ) -> Tensor:
+        tokens = self.plan.tokens
+        if index is None or tokens is None or tokens.cache_scale is None or layer in self.plan.writes_branches:
+            return super()._completed(branch, layer, y, index, state, out)
+        # a map of the state is a view of tokens
+        cached = state[f"delta_{branch}.{layer}"].flatten(2).transpose(1, 2)
+        return restore_tokens(y, index, cached, self.profile.sizes[tokens.cache_scale], self.plan.size)
+
+
+class FusedSteps:
+    """All scales of a schedule on fused blocks, see `models.family.ImageSteps`.
+
+    Args:
+        model: Holds the weights, which are shared, never copied.
+        profile: Geometry and sampling rules.
+        plans: The scales that run.
+        batch: Images B.
+    """
+
+    def __init__(self, model: Infinity, profile: ModelProfile, plans: Sequence[ScalePlan], batch: int) -> None:
+        self.model = model
+        self.arena = Arena(plans, batch, model.config.heads, model.config.head_width)
+        self.workspace = Workspace(model, self.arena)
+        blocks = [FusedBlock(block, layer, self.workspace) for layer, block in enumerate(model.blocks())]
+        self.steps = tuple(
+            FusedStep(FusedInfinity(model, blocks, self.workspace, plan), profile, plan).eval()  # type: ignore[arg-type]
+            for plan in plans
+        )
+
+    def begin(self, text: Tensor, lengths: Tensor) -> State:
+        """The state before the first scale: features `[R, T, Ct]` and lengths `[R]` of all rows."""
+        condition = self.model.condition(text, lengths)
+        self.arena.allocate(self.model.pos_start)
+        self.workspace.begin(condition)
+        return condition.state()
+
+    def run(self, text: Tensor, lengths: Tensor, noise: Noise) -> Tensor:
+        """Summed codes `[B, d, H, W]`."""
+        summed = run_scales(self.steps, self.begin(text, lengths), noise)["summed"]
+        self.arena.release()
+        return summed
