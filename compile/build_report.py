@@ -11,6 +11,7 @@ from typing import Any
 
 from ..profiles.tables import table
 from .plan_record import PlanRecord
+from .report_page import PAGE, page
 
 REPORT = "build_report.json"
 
@@ -24,8 +25,10 @@ def report(records: Mapping[str, PlanRecord], engine: dict[str, Any], precision:
     return {"format": 1, "precision": precision, **build, "total": total, "plans": plans}
 
 
-def save_report(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+def save_report(folder: Path, content: dict[str, Any]) -> None:
+    """Write the report as JSON, and as a page beside it."""
+    (folder / REPORT).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / PAGE).write_text(page(content), encoding="utf-8")
 
 
 def report_table(content: dict[str, Any]) -> str:

@@ -16,15 +16,27 @@ import onnx
 import torch
 
 from .. import __version__
-from ..models.infinity.generate import build_steps
+from ..models.family import family_of, stored_modules
 from ..models.load import LoadedModel
+from ..models.rungs import View
 from ..models.text.words import WordTextEncoder
 from ..profiles.baselines import dense
 from ..profiles.errors import BundleError
-from ..profiles.manifest import MANIFEST, SCHEDULE, WEIGHTS, EngineManifest, FileEntry, Graph, ScaleGraph, sha256_of
-from ..profiles.plan import plan_scales, scale_flops, schedule_flops
+from ..profiles.manifest import (
+    MANIFEST,
+    SCHEDULE,
+    WEIGHTS,
+    EngineManifest,
+    FileEntry,
+    Graph,
+    RungGraphs,
+    ScaleGraph,
+    sha256_of,
+)
+from ..profiles.model import ModelProfile
+from ..profiles.plan import ScalePlan, plan_paths, scale_flops, schedule_flops
 from ..profiles.schedule import Schedule
-from .graphs import OPSET, Exported, export_conditioning, export_decoder, export_scale, export_words
+from .graphs import OPSET, Exported, export_conditioning, export_decoder, export_scale, export_view, export_words
 from .plan_bundle import compile_plans, engine_entry, kept_folder, with_plan
 from .plan_record import PlanRecord
 from .plans import PlanBuilder
@@ -64,13 +76,14 @@ def build_bundle(
     try:
         exported, layout = _export_all(model, schedule, work, progress)
         records = compile_plans(builder, exported, schedule.guided, out, work, progress) if builder is not None else {}
-        manifest = _manifest(model, schedule, text, exported, work)
+        graphs = {name: Graph(file=name, inputs=graph.inputs, outputs=graph.outputs) for name, graph in exported.items()}
+        manifest = make_manifest(model, schedule, text, graphs, work)
         if builder is not None:
             weight_bytes = sum(length for _, length in layout.values())
             engine = engine_entry(builder, records, weight_bytes)
             manifest = replace(_with_plans(manifest, records), target=builder.kit.flavour.name, engine=engine)
         (work / MANIFEST).write_bytes(manifest.to_json())
-        _swap(work, out)
+        swap(work, out)
         shutil.rmtree(kept_folder(out), ignore_errors=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -83,15 +96,23 @@ def check_destination(out: Path) -> None:
         raise BundleError(f"{out}: exists and is no engine bundle; choose another --out or remove it")
 
 
-def scale_file(scale: int) -> str:
-    """A scale's graph; beside the weights, since ONNX refuses external data outside the graph's own folder."""
-    return f"scale_{scale:02d}.onnx"
+def scale_files(schedule: Schedule) -> dict[ScalePlan, str]:
+    """The graph of every scale of every rung; beside the weights, since ONNX refuses external data elsewhere.
+
+    Scales that compute the same are one plan and one file; of several for one scale, the second is `scale_09_2.onnx`.
+    """
+    files: dict[ScalePlan, str] = {}
+    for plan in (plan for path in plan_paths(schedule) for plan in path):
+        if plan not in files:
+            known = sum(other.scale == plan.scale for other in files)
+            files[plan] = f"scale_{plan.scale:02d}_{known + 1}.onnx" if known else f"scale_{plan.scale:02d}.onnx"
+    return files
 
 
 def graph_files(schedule: Schedule) -> tuple[str, ...]:
     """Files of the subgraphs, in the order they are built."""
-    scales = tuple(scale_file(rule.scale) for rule in schedule.scales if rule.run)
-    return ("condition.onnx", *scales, "decoder.onnx")
+    looks = schedule.decision is not None and schedule.decision.features == "detail"
+    return ("condition.onnx", *scale_files(schedule).values(), "decoder.onnx", *(["view.onnx"] if looks else []))
 
 
 def _jobs(model: LoadedModel, schedule: Schedule, store: WeightStore) -> Iterator[Job]:
@@ -100,10 +121,16 @@ def _jobs(model: LoadedModel, schedule: Schedule, store: WeightStore) -> Iterato
         encoder = model.text.encoder
         yield "words.onnx", lambda: export_words(encoder, encoder.max_length, store)
     yield "condition.onnx", lambda: export_conditioning(model.transformer, store)
-    for step in build_steps(model.transformer, profile, schedule):
-        yield scale_file(step.plan.scale), lambda step=step: export_scale(step, store)  # type: ignore[misc]
-    latent = (profile.vae.bits, *profile.latent_size)
-    yield "decoder.onnx", lambda: export_decoder(model.vae.decoder, latent, store)
+    schedule.check_model(profile)
+    for plan, file in scale_files(schedule).items():
+        step = family_of(profile).step(model, plan)
+        yield file, lambda step=step: export_scale(step, store)  # type: ignore[misc]
+    latent = (profile.transformer.latent_channels, *profile.latent_size)
+    yield "decoder.onnx", lambda: export_decoder(model.decoder, latent, store)
+    if "view.onnx" in graph_files(schedule):
+        assert schedule.decision is not None, "only a decision looks at images"
+        view = View(model.decoder, profile, schedule.decision)
+        yield "view.onnx", lambda: export_view(view, latent, store)
 
 
 def _export_all(
@@ -111,8 +138,8 @@ def _export_all(
 ) -> tuple[dict[str, Exported], dict[str, tuple[int, int]]]:
     """Graphs by file, and offset and length of every weight; both are written to `work`."""
     store = WeightStore()
-    store.register("transformer", model.transformer)
-    store.register("vae.decoder", model.vae.decoder)
+    for prefix, module in stored_modules(model).items():
+        store.register(prefix, module)
     if isinstance(model.text, WordTextEncoder):
         store.register("text_encoder", model.text.encoder)
     exported: dict[str, Exported] = {}
@@ -136,23 +163,21 @@ def _with_plans(manifest: EngineManifest, records: dict[str, PlanRecord]) -> Eng
     return replace(manifest, words=words, condition=condition, decoder=decoder, scales=scales)
 
 
-def _manifest(
-    model: LoadedModel, schedule: Schedule, text: dict[str, Any], exported: dict[str, Exported], work: Path
+def make_manifest(
+    model: LoadedModel, schedule: Schedule, text: dict[str, Any], graphs: dict[str, Graph], work: Path
 ) -> EngineManifest:
-    profile = model.profile
-    graphs = {name: Graph(file=name, inputs=graph.inputs, outputs=graph.outputs) for name, graph in exported.items()}
-    scales = []
-    for plan in plan_scales(schedule):
-        scales.append(
-            ScaleGraph(
-                scale=plan.scale,
-                graph=graphs[scale_file(plan.scale)],
-                offset=plan.offset,
-                tokens=plan.count,
-                guidance=plan.guidance,
-                flops=scale_flops(plan, profile),
-            )
+    """The manifest of a finished folder; `graphs` by their ONNX file."""
+    profile, dense_flops = model.profile, schedule_flops(dense(model.profile), model.profile)
+    paths = _scale_graphs(schedule, profile, graphs)
+    last = schedule.decision.scale if schedule.decision is not None else len(schedule.scales)
+    rungs = tuple(
+        RungGraphs(
+            name=rung.name,
+            scales=tuple(scale for scale in path if scale.scale > last),
+            flops_speedup=dense_flops / sum(scale.flops for scale in path),
         )
+        for rung, path in zip(schedule.rungs, paths, strict=False)
+    )
     files = {
         path.relative_to(work).as_posix(): FileEntry(bytes=path.stat().st_size, sha256=sha256_of(path))
         for path in sorted(work.rglob("*"))
@@ -164,7 +189,7 @@ def _manifest(
         profile=profile.to_dict(),
         schedule_sha256=schedule.digest(),
         policy=schedule.policy,
-        flops_speedup=schedule_flops(dense(profile), profile) / schedule_flops(schedule, profile),
+        flops_speedup=dense_flops / sum(scale.flops for scale in paths[0]),
         weights=model.digests,
         prompts_sha256=str(schedule.provenance.get("prompts", {}).get("sha256", "")),
         versions={**{name: version(name) for name in PACKAGES}, "opset": str(OPSET)},
@@ -172,13 +197,34 @@ def _manifest(
         condition=graphs["condition.onnx"],
         decoder=graphs["decoder.onnx"],
         words=graphs.get("words.onnx"),
-        scales=tuple(scales),
+        scales=tuple(scale for scale in paths[0] if scale.scale <= last),
+        rungs=rungs,
+        view=graphs.get("view.onnx"),
         files=files,
-        precision=next(name for name, dtype in DTYPES.items() if dtype == model.transformer.pos_start.dtype),
+        precision=next(name for name, dtype in DTYPES.items() if dtype == model.weight.dtype),
     )
 
 
-def _swap(work: Path, out: Path) -> None:
+def _scale_graphs(schedule: Schedule, profile: ModelProfile, graphs: dict[str, Graph]) -> tuple[tuple[ScaleGraph, ...], ...]:
+    """The scales of every path, the schedule's only one where it has no rungs."""
+    files = scale_files(schedule)
+    return tuple(
+        tuple(
+            ScaleGraph(
+                scale=plan.scale,
+                graph=graphs[files[plan]],
+                offset=plan.offset,
+                tokens=plan.count,
+                guidance=plan.guidance,
+                flops=scale_flops(plan, profile),
+            )
+            for plan in path
+        )
+        for path in plan_paths(schedule)
+    )
+
+
+def swap(work: Path, out: Path) -> None:
     """Put the finished folder in place of an older bundle."""
     old = out.with_name(f".{out.name}.old")
     shutil.rmtree(old, ignore_errors=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..profiles.baselines import baseline
+from ..profiles.baselines import FIXED_NAMES, baseline
 from ..profiles.console import add_model_arguments, chosen_profile, run_command
 from ..profiles.errors import ScheduleError
 from ..profiles.manifest import TARGETS, EngineManifest
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--schedule", type=Path, help="schedule.yaml of `calibrate`")
-    source.add_argument("--policy", help="a schedule that needs no calibration: dense, skip-N or noguide-N")
+    source.add_argument("--policy", help=f"a schedule that needs no calibration: {FIXED_NAMES}")
     parser.add_argument("--target", choices=TARGETS, default="onnx", help="what the engine runs on (default: onnx)")
     parser.add_argument("--out", type=Path, default=Path("engine"), help="folder of the bundle (default: engine)")
     parser.add_argument("--dry-run", action="store_true", help="tell what would be built, its size and time; build nothing")
@@ -79,8 +79,10 @@ def _build(
     from tqdm import tqdm
 
     from .bundle import DTYPES, build_bundle, graph_files
+    from .cuda_bundle import build_cuda_bundle
 
-    graphs = (len(graph_files(schedule)) + (profile.text.kind == "words")) * (1 if options is None else 2)
+    cuda = args.target == "cuda"
+    graphs = 1 if cuda else (len(graph_files(schedule)) + (profile.text.kind == "words")) * (1 if options is None else 2)
     with tqdm(total=graphs + 1, unit="graph", desc="build-engine") as bar:
         # a library that is missing or a GPU that does not fit is told before the weights are loaded
         builder = _plan_builder(options, bar.set_postfix_str)
@@ -92,7 +94,10 @@ def _build(
             names.append(name)
             bar.set_postfix_str(name)
 
-        manifest = build_bundle(model, schedule, args.out, text, progress, builder)
+        if cuda:
+            manifest = build_cuda_bundle(model, schedule, args.out, text, progress)
+        else:
+            manifest = build_bundle(model, schedule, args.out, text, progress, builder)
         bar.update(1)
     _tell(args.out, manifest)
     return 0
@@ -121,11 +126,7 @@ def _load(
     expected = schedule.provenance.get("weights")
     if expected and expected != model.digests:
         print("build-engine: warning: these are not the weights that the schedule was calibrated on", file=sys.stderr)
-    source = options.text_encoder or profile.text.source
-    text: dict[str, Any] = {"kind": profile.text.kind, "source": source, "revision": options.revision}
-    if options.random and options.text_encoder is None and profile.text.kind != "words":
-        text = {"kind": "random", "seed": options.seed}
-    return model, text
+    return model, model.text_source
 
 
 def _tell(out: Path, manifest: EngineManifest) -> None:
@@ -135,7 +136,7 @@ def _tell(out: Path, manifest: EngineManifest) -> None:
 
         print(report_table(json.loads((out / REPORT).read_text(encoding="utf-8"))))
     size = sum(entry.bytes for entry in manifest.files.values())
-    what = f"{len(manifest.scales)} scales, target {manifest.target}, {manifest.precision}"
+    what = f"{len(manifest.all_scales)} graphs of scales, target {manifest.target}, {manifest.precision}"
     print(f"bundle    {out}  ({size / 1e6:.1f} MB, {what})")
     print(f"schedule  {manifest.policy}  {manifest.flops_speedup:.2f}x fewer FLOPs than dense")
     print(f'next      run-engine --engine {out} --prompt "a photo of a red star"')

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..profiles.model import ModelProfile
-from ..profiles.plan import plan_scales
+from ..profiles.plan import plan_paths
 from ..profiles.schedule import Schedule
 from ..profiles.tables import schedule_table
 from .plan_options import PlanOptions
@@ -20,12 +20,13 @@ def dry_run(schedule: Schedule, profile: ModelProfile, precision: str, options: 
     """Print the prediction; build nothing."""
     import torch
 
-    from ..models.infinity.transformer import Infinity
-    from ..models.infinity.vae import BsqVae
+    from ..models.family import family_of
 
-    plans = plan_scales(schedule)
+    # a scale that rungs share is one graph
+    plans = tuple(dict.fromkeys(plan for path in plan_paths(schedule) for plan in path))
     with torch.device("meta"):
-        modules = (Infinity(profile.transformer), BsqVae(profile.vae).decoder)
+        family = family_of(profile)
+        modules = (family.transformer(profile.transformer), family.decoder(family.vae(profile.vae)))
     weights = sum(p.numel() * WEIGHT_BYTES[precision] for module in modules for p in module.parameters())
     layers = sum(len(plan.layers) for plan in plans)
     graphs = len(plans) + 2 + (profile.text.kind == "words")

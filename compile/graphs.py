@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from ..models.infinity.step import ScaleStep
-from ..models.infinity.transformer import Infinity
+from ..models.rungs import View
+from ..models.step import ScaleStep
 from ..plugins.flash_attention_entropy import onnx as fae
 from ..profiles.manifest import OUTPUT_SUFFIX
 from ..profiles.plan import FP32_STATE
+from . import attention
 from .weight_store import WeightStore, externalize
 
-# 18: ONNX Runtime's Attention of opset 23 refuses the broadcast text mask, and its decomposition is as fast
+# 18: ONNX Runtime's Attention of opset 23 refuses the broadcast text mask, and the body of our function is as fast
 OPSET = 18
 
 _BATCH = Dim("batch", min=1, max=64)
@@ -41,18 +42,13 @@ class Exported:
 class Conditioning(nn.Module):
     """Text features of all rows to everything that depends on the text alone."""
 
-    def __init__(self, model: Infinity) -> None:
+    def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
-    def names(self) -> tuple[str, ...]:
-        layers = range(self.model.config.depth)
-        return ("sos", "shared", "head", "mask", *(f"ca_k.{i}" for i in layers), *(f"ca_v.{i}" for i in layers))
-
     def forward(self, text: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-        """`[R, T, Ct]`, `[R]` -> tensors in the order of `names`."""
-        c = self.model.condition(text, lengths)
-        return (c.sos, c.shared, c.head, c.mask, *c.keys, *c.values)
+        """`[R, T, Ct]`, `[R]` -> the state before the first scale, in the order of its names."""
+        return tuple(self.model.initial_state(text, lengths).values())
 
 
 class ClampedDecoder(nn.Module):
@@ -70,26 +66,37 @@ class ClampedDecoder(nn.Module):
 def export_scale(step: ScaleStep, store: WeightStore) -> Exported:
     """The subgraph of one scale; batch and text length stay symbolic."""
     example = {name: _example(name, step) for name in step.input_names()}
-    rows = 2 * _BATCH if step.plan.guidance else _BATCH
-    shapes = {name: _dims(name, step, rows) for name in example}
+    symbols = {"B": _BATCH, "R": 2 * _BATCH if step.plan.guidance else _BATCH, "T": _TEXT}
+    shapes = {
+        name: {axis: symbols[size] for axis, size in enumerate(step.input_shape(name)) if isinstance(size, str)}
+        for name in example
+    }
     return _export(step, {"state": example}, {"state": shapes}, step.input_names(), step.output_names(), store)
 
 
-def export_conditioning(model: Infinity, store: WeightStore) -> Exported:
-    """Text conditioning of R rows."""
-    module = Conditioning(model)
+@torch.inference_mode()
+def export_conditioning(model: Any, store: WeightStore) -> Exported:
+    """Text conditioning of R rows by a family's transformer."""
+    module, tokens = Conditioning(model), model.config.text_tokens or _TEXT_EXAMPLE
     example = {
-        "text": torch.randn(_BATCH_EXAMPLE, _TEXT_EXAMPLE, model.config.text_channels),
-        "lengths": torch.tensor([_TEXT_EXAMPLE, _TEXT_EXAMPLE - 1]),
+        "text": torch.randn(_BATCH_EXAMPLE, tokens, model.config.text_channels),
+        "lengths": torch.tensor([tokens, max(1, tokens - 1)]),
     }
-    shapes = {"text": {0: _BATCH, 1: _TEXT}, "lengths": {0: _BATCH}}
-    return _export(module, example, shapes, tuple(example), module.names(), store)
+    names = tuple(model.initial_state(**example))
+    text = {0: _BATCH} if model.config.text_tokens else {0: _BATCH, 1: _TEXT}
+    return _export(module, example, {"text": text, "lengths": {0: _BATCH}}, tuple(example), names, store)
 
 
 def export_decoder(decoder: nn.Module, latent: tuple[int, int, int], store: WeightStore) -> Exported:
     """VAE decoder; `latent` is (d, H, W)."""
     example = {"summed": torch.randn(_BATCH_EXAMPLE, *latent)}
     return _export(ClampedDecoder(decoder), example, {"summed": {0: _BATCH}}, ("summed",), ("image",), store)
+
+
+def export_view(view: View, latent: tuple[int, int, int], store: WeightStore) -> Exported:
+    """The small image that a decision looks at; `latent` is (d, H, W) of the full sum."""
+    example = {"summed": torch.randn(_BATCH_EXAMPLE, *latent)}
+    return _export(view, example, {"summed": {0: _BATCH}}, ("summed",), ("image",), store)
 
 
 def export_words(encoder: nn.Module, max_length: int, store: WeightStore) -> Exported:
@@ -100,51 +107,14 @@ def export_words(encoder: nn.Module, max_length: int, store: WeightStore) -> Exp
 
 
 def _example(name: str, step: ScaleStep) -> Tensor:
-    """A tensor of the right shape for one name of the state."""
-    plan, profile = step.plan, step.profile
-    config = profile.transformer
-    kind, _, index = name.partition(".")
-    layer = int(index) if index else 0
-    rows = _BATCH_EXAMPLE * plan.rows
-    heads, width = config.heads, config.head_width
-    shape = {
-        "sos": (rows, config.width),
-        "shared": (rows, 1, 6, config.width),
-        "head": (rows, 2, config.width),
-        "mask": (rows, 1, 1, _TEXT_EXAMPLE),
-        "noise": (_BATCH_EXAMPLE, plan.count, config.token_bits),
-        "summed": (_BATCH_EXAMPLE, config.bits, *profile.latent_size),
-        "ca_k": (rows, heads, _TEXT_EXAMPLE, width),
-        "ca_v": (rows, heads, _TEXT_EXAMPLE, width),
-        "k": (rows, heads, plan.past[layer], width),
-        "v": (rows, heads, plan.past[layer], width),
-        "entropy": (_BATCH_EXAMPLE, 1, *_entropy_size(step)),
-        "delta": (rows, config.width, *_delta_size(step)),
-        "cfg": (1,),
-        "tau": (1,),
-    }[kind]
-    return torch.rand(shape, dtype=torch.float32 if kind in FP32_STATE else step.model.pos_start.dtype) + 0.5
+    """A tensor of the right shape for one name of the state.
 
-
-def _entropy_size(step: ScaleStep) -> tuple[int, int]:
-    source = step.plan.entropy_from
-    return step.profile.sizes[source] if source is not None else (1, 1)
-
-
-def _delta_size(step: ScaleStep) -> tuple[int, int]:
-    tokens = step.plan.tokens
-    return step.profile.sizes[tokens.cache_scale] if tokens and tokens.cache_scale is not None else (1, 1)
-
-
-def _dims(name: str, step: ScaleStep, rows: Any) -> dict[int, Any]:
-    """Symbolic dimensions of one name of the state."""
-    kind = name.partition(".")[0]
-    if kind in ("cfg", "tau"):
-        return {}
-    if kind in ("noise", "summed", "entropy"):
-        return {0: _BATCH}
-    text_axis = {"mask": 3, "ca_k": 2, "ca_v": 2}.get(kind)
-    return {0: rows} if text_axis is None else {0: rows, text_axis: _TEXT}
+    The exporter reads only shape and dtype, so it is left empty: the last scale of Infinity-2B has 6.7 GB of cached keys and
+    values for two images, and pages that nobody touches take no memory.
+    """
+    sizes = {"B": _BATCH_EXAMPLE, "R": _BATCH_EXAMPLE * step.plan.rows, "T": _TEXT_EXAMPLE}
+    shape = [sizes[size] if isinstance(size, str) else size for size in step.input_shape(name)]
+    return torch.empty(shape, dtype=torch.float32 if name.partition(".")[0] in FP32_STATE else step.dtype)
 
 
 def _export(
@@ -167,7 +137,7 @@ def _export(
             dynamic_shapes=shapes,
             input_names=list(inputs),
             output_names=[name + OUTPUT_SUFFIX for name in outputs],
-            custom_translation_table=fae.translation(),
+            custom_translation_table={**fae.translation(), **attention.translation()},
             # the rewriter takes longer than all the rest, and ONNX Runtime folds the same constants when it loads a graph
             optimize=False,
             verbose=False,
@@ -176,6 +146,7 @@ def _export(
     weights = externalize(program.model, store)
     proto = ir.to_proto(program.model)
     fae.attach(proto)
+    attention.attach(proto)
     for entry in (proto.graph.value_info, proto.metadata_props):
         del entry[:]
     for node in proto.graph.node:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..profiles.manifest import Graph
-from .build_report import REPORT, earlier_plans, keep, report, save_report
+from .build_report import earlier_plans, keep, report, save_report
 from .graphs import Exported
 from .plan_record import Limits, PlanRecord
 from .plans import PlanBuilder
@@ -54,7 +54,7 @@ def compile_plans(
         limits = Limits(images=options.max_batch, text=options.max_text, rows=rows)
         records[file] = builder.build(work / file, graph, limits, kept)
         keep(folder, work / file, records[file])
-    save_report(work / REPORT, report(records, engine_entry(builder, records, 0), options.precision))
+    save_report(work, report(records, engine_entry(builder, records, 0), options.precision))
     return records
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..plugins.flash_attention_entropy import onnx as fae
+from . import attention
 from .graphs import Exported
 
 
@@ -28,12 +29,14 @@ class PlanModel:
     weights: dict[str, str]
 
 
-def plan_model(exported: Exported, plugins: bool) -> PlanModel:
+def plan_model(exported: Exported, plugins: bool, operator: bool = False) -> PlanModel:
     """Turn external initializers into inputs.
 
     Args:
         exported: Is left as it is.
-        plugins: Whether the attention nodes keep what makes TensorRT take the plugin; else their function's body runs.
+        plugins: Whether the attention nodes with entropy keep what makes TensorRT take the plugin; else their function's
+            body runs.
+        operator: Whether attention without entropy becomes the operator `Attention`; else its function's body runs.
     """
     import onnx
 
@@ -53,6 +56,8 @@ def plan_model(exported: Exported, plugins: bool) -> PlanModel:
     graph.initializer.extend(kept)
     if not plugins:
         _forget_plugins(graph)
+    if operator:
+        attention.use_operator(proto)
     return PlanModel(_folded(proto).SerializeToString(deterministic=True), inputs, weights)
 
 

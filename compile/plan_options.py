@@ -13,6 +13,7 @@ from ..profiles.schedule import Schedule
 
 # of TensorRT 10.13 to 11.4 and TensorRT-RTX 1.7
 TOPK_LIMIT = 3840
+DEFAULT_PRECISION = {"onnx": "fp32", "cuda": "bf16"}
 LIMITS = {"opt_level": (0, 5), "max_batch": (1, 64)}
 
 
@@ -62,7 +63,8 @@ class PlanOptions:
 
 def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("plans", "for the targets tensorrt and tensorrt-rtx")
-    group.add_argument("--precision", choices=PRECISIONS, help="of weights and state (default: fp32 for onnx, else fp16)")
+    precisions = "of weights and state (default: onnx fp32, cuda bf16, plans fp16)"
+    group.add_argument("--precision", choices=PRECISIONS, help=precisions)
     group.add_argument("--sm", type=int, nargs="+", default=[], help="GPUs to build for (default: 80 86 89 120, or this one)")
     group.add_argument("--opt-level", type=int, default=3, help="0 builds fastest, 5 searches longest (default: 3)")
     group.add_argument("--workspace", type=float, help="GiB of scratch memory a plan may use (default: no limit)")
@@ -79,7 +81,7 @@ def chosen_precision(args: argparse.Namespace) -> str:
         BundleError: The target cannot run it.
     """
     if args.precision is None:
-        return "fp16" if args.target in PLAN_TARGETS else "fp32"
+        return DEFAULT_PRECISION.get(args.target, "fp16")
     if args.target == "onnx" and args.precision == "bf16":
         raise BundleError("--precision bf16: ONNX Runtime has no bf16 kernels for the CPU; use fp32 or fp16")
     return str(args.precision)
@@ -109,12 +111,15 @@ def check_selection(schedule: Schedule, target: str) -> None:
     """Refuse a scale whose choice of tokens TensorRT's TopK cannot make; found before hours of building.
 
     Raises:
-        ScheduleError: All such scales.
+        ScheduleError: All such scales; or the schedule has rungs, and plans of one image are one sequence.
     """
+    if schedule.rungs:
+        names = ", ".join(rung.name for rung in schedule.rungs)
+        raise ScheduleError(f"policy {schedule.policy} lets each image pick a rung ({names}); build it with --target onnx")
     wrong = [
-        f"scale {plan.scale} keeps {most} of {plan.count} tokens by entropy"
+        f"scale {plan.scale} keeps {most} of {plan.count} tokens by {plan.tokens.score}"
         for plan in plan_scales(schedule)
-        if plan.tokens is not None and plan.tokens.score == "entropy"
+        if plan.tokens is not None and plan.tokens.score != "random"
         if (most := max(n for n in plan.kept if n < plan.count)) > TOPK_LIMIT
     ]
     if wrong:

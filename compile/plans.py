@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..profiles.errors import BundleError
+from .attention import let_decompose
 from .graphs import Exported
 from .plan_inputs import PlanModel, free_names, plan_model, sizes
 from .plan_options import PlanOptions
@@ -60,7 +61,7 @@ class PlanBuilder:
         Raises:
             BundleError: TensorRT refuses the graph, with its words.
         """
-        model = plan_model(exported, self.plugins)
+        model = plan_model(exported, self.plugins, self.kit.attention)
         key = self._key(model, limits)
         if key in kept:
             file.write_bytes(kept[key].read_bytes())
@@ -113,6 +114,7 @@ class PlanBuilder:
             first = parser.get_error(0) if parser.num_errors else None
             reason = f"{first.desc()} at {first.node_operator()} {first.node_name()}" if first else self.logger.last()
             raise BundleError(f"{name}: {self.kit.flavour.name} {self.kit.version} cannot read the graph: {reason}")
+        let_decompose(self.trt, network)
         return network
 
     def _config(self, model: PlanModel, limits: Limits) -> Any:

@@ -7,6 +7,7 @@
 | plugin of our attention            | PREFER_AOT flag       | PREFER_AOT flag      | none: the function's body   |
 | plugin chosen over the function    | by `plugin_namespace` | the same             | never, attributes go away   |
 | plans for                          | the GPU at hand       | the GPU at hand      | any of `targets`, no GPU    |
+| operator Attention                 | from 10.14            | yes                  | yes, seen with 1.7          |
 | timing cache                       | yes                   | yes                  | a no-op, not used           |
 | numpy 2.4 and newer with a plugin  | fails                 | from 11.2            | no plugin                   |
 """
@@ -33,6 +34,7 @@ class Flavour:
         below: First version that is not known any more.
         targets: GPUs that it builds plans for without having one; empty builds for the GPU at hand.
         plugins: Whether it takes Python plugins.
+        attention: First version known to read the operator Attention; older ones get its function's body.
         timing_cache: Whether a timing cache has an effect.
         install: What mends its absence.
     """
@@ -43,6 +45,7 @@ class Flavour:
     below: Version
     targets: tuple[int, ...]
     plugins: bool
+    attention: Version
     timing_cache: bool
     install: str
 
@@ -55,6 +58,7 @@ FLAVOURS = {
         below=(12, 0),
         targets=(),
         plugins=True,
+        attention=(10, 14),
         timing_cache=True,
         install='pip install "toprovar[tensorrt]"',
     ),
@@ -65,6 +69,7 @@ FLAVOURS = {
         below=(2, 0),
         targets=(75, 80, 86, 89, 120, 121),
         plugins=False,
+        attention=(1, 7),
         timing_cache=False,
         install="pip install tensorrt-rtx-cu13",
     ),
@@ -87,6 +92,11 @@ class Toolkit:
     @property
     def version(self) -> str:
         return str(self.trt.__version__)
+
+    @property
+    def attention(self) -> bool:
+        """Whether attention without entropy goes to it as an operator."""
+        return numbers(self.version) >= self.flavour.attention
 
     def network_flags(self) -> int:
         """Bits for `Builder.create_network`."""

@@ -16,6 +16,7 @@ import torch
 from small_model import PROMPTS, everything_at_once, small_model, small_profile
 from toprovar.compile.bundle import build_bundle
 from toprovar.models.infinity.generate import build_steps, generate
+from toprovar.models.load import LoadedModel
 from toprovar.models.noise import image_noise
 from toprovar.profiles.baselines import baseline, dense
 from toprovar.profiles.errors import BundleError
@@ -33,6 +34,7 @@ SCHEDULES = {
     "skip-1": baseline("skip-1", small_profile()),
     "noguide-2": baseline("noguide-2", small_profile()),
     "everything": everything_at_once(),
+    "fastvar": baseline("fastvar", small_profile()),
 }
 
 
@@ -50,8 +52,11 @@ def copied(bundles: dict[str, Path], tmp_path: Path) -> Iterator[Path]:
     return Path(shutil.copytree(bundles["skip-1"], tmp_path / "bundle"))
 
 
-def torch_image(schedule: Schedule, prompts: tuple[str, ...], seeds: list[int]) -> np.ndarray[Any, Any]:
-    model, profile = small_model(), small_profile()
+def torch_image(
+    schedule: Schedule, prompts: tuple[str, ...], seeds: list[int], model: LoadedModel | None = None
+) -> np.ndarray[Any, Any]:
+    model = model or small_model()
+    profile = model.profile
     features = model.text.encode_prompts(prompts)
     tokens = sum(h * w for h, w in profile.sizes)
     noise = torch.from_numpy(np.stack([image_noise(seed, tokens, 16) for seed in seeds]))
@@ -77,6 +82,21 @@ def test_batches_and_lengths_are_free(bundles: dict[str, Path], batch: int) -> N
     prompts, seeds = PROMPTS[:batch], list(range(batch))
     ours = engine_image(bundles["everything"], prompts, seeds)
     np.testing.assert_allclose(ours, torch_image(SCHEDULES["everything"], prompts, seeds), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "cfg", "batch"),
+    [(1.75, 1.0, 2), (0.8, 3.0, 1)],
+    ids=["1.75-unguided", "0.8-guided"],
+)
+def test_fastvar_on_onnx_runtime(tmp_path: Path, ratio: float, cfg: float, batch: int) -> None:
+    """Every shape of image, with guidance and without: the tokens that torch chooses, branch by branch and row by row."""
+    profile = replace(small_profile(), aspect_ratio=ratio).with_options(cfg=cfg)
+    model, schedule = replace(small_model(), profile=profile), baseline("fastvar", profile)
+    build_bundle(model, schedule, tmp_path / "engine", TEXT, lambda _: None)
+    prompts, seeds = PROMPTS[:batch], SEEDS[:batch]
+    ours = engine_image(tmp_path / "engine", prompts, seeds)
+    np.testing.assert_allclose(ours, torch_image(schedule, prompts, seeds, model), rtol=0, atol=1e-3)
 
 
 def test_schedule_that_removes_nothing_is_the_dense_engine(bundles: dict[str, Path], tmp_path: Path) -> None:
@@ -118,7 +138,7 @@ def test_entropy_is_read_by_a_local_function(bundles: dict[str, Path]) -> None:
     nodes = {}
     for path in sorted(bundles["everything"].glob("scale_*.onnx")):
         model = onnx.load(path, load_external_data=False)
-        found = [node for node in model.graph.node if node.domain == "toprovar"]
+        found = [node for node in model.graph.node if node.op_type == "FlashAttentionEntropy"]
         nodes[path.name] = len(found)
         assert bool(found) == any(f.name == "FlashAttentionEntropy" for f in model.functions)
         for node in found:

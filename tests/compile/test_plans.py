@@ -7,6 +7,7 @@ numbers are ONNX Runtime's on the very same graphs.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from safetensors import safe_open
-from small_model import small_profile
+from small_model import PROMPTS, small_profile
 from toprovar.compile import bundle as bundle_module
 from toprovar.compile.build_report import REPORT, report_table
 from toprovar.compile.bundle import build_bundle
@@ -27,15 +28,19 @@ from toprovar.compile.plan_bundle import kept_folder
 from toprovar.compile.plan_options import PlanOptions
 from toprovar.compile.plan_record import Limits
 from toprovar.compile.plans import PlanBuilder
+from toprovar.compile.report_page import PAGE
 from toprovar.compile.tensorrt_flavours import toolkit
 from toprovar.compile.weight_store import WeightStore
-from toprovar.models.infinity.generate import build_steps
+from toprovar.models.infinity.generate import build_steps, generate
 from toprovar.models.load import LoadedModel, WeightOptions, load_model
+from toprovar.models.noise import image_noise
 from toprovar.profiles.baselines import dense
 from toprovar.profiles.errors import BundleError
 from toprovar.profiles.manifest import MANIFEST, WEIGHTS, EngineManifest, Graph
 from toprovar.profiles.plan import FP32_STATE
 from toprovar.profiles.schedule import Schedule, TokenRule
+from toprovar.runtime.engine import Engine
+from toprovar.runtime.text import TextSource
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx-cu13)")
 
@@ -126,7 +131,6 @@ def test_weights_are_stored_once_and_fit_their_inputs(bundle: Path) -> None:
             assert initializers[name].data_type == onnx.TensorProto.FLOAT16 or stored[tensor].dtype == torch.float32
     size = sum(tensor.nbytes for tensor in stored.values())
     assert manifest.engine["weight_bytes"] == size
-    # a plan that held weights would grow with the width; all of them together are 4.5 MB here
     assert len({tensor.data_ptr() for tensor in stored.values()}) == len(stored)
 
 
@@ -158,6 +162,39 @@ def _random(value: Any, generator: torch.Generator) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.float16)
     kind = torch.float16 if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 else torch.float32
     return (torch.rand(shape, generator=generator) + (0.5 if value.name in ("cfg", "tau") else 0.0)).to(kind)
+
+
+def test_bundle_of_fp16_draws_what_torch_draws_in_fp16(bundle: Path, model: LoadedModel) -> None:
+    """The whole fp16 bundle on ONNX Runtime, text encoder to decoder, against torch in fp16 and fp32."""
+    engine = Engine(bundle, threads=1)
+    features = TextSource(engine).encode(PROMPTS[:1])
+    ours = engine.generate(features.text, features.lengths, [3]).pixels
+    for theirs in (model, load_model(small_profile(), WeightOptions(weights="random"))):
+        text = theirs.text.encode_prompts(PROMPTS[:1])
+        tokens = sum(h * w for h, w in theirs.profile.sizes)
+        noise = torch.from_numpy(image_noise(3, tokens, theirs.profile.transformer.token_bits))[None]
+        steps = build_steps(theirs.transformer, theirs.profile, schedule())
+        with torch.inference_mode():
+            summed = generate(steps, text.features, text.lengths, noise)
+            image = theirs.vae.decoder(summed).float().clamp(-1, 1).numpy()
+        assert 10 * np.log10(4 / np.mean((ours - image) ** 2)) > 25
+
+
+def test_page_shows_what_the_report_holds(bundle: Path) -> None:
+    content, shown = json.loads((bundle / REPORT).read_text()), (bundle / PAGE).read_text()
+    assert "http" not in shown
+    for file, plan in content["plans"].items():
+        row = next(line for line in shown.splitlines() if f"<td>{file}</td>" in line)
+        counts = [f"{plan['layers']:,}", "fp16", "0", str(len(plan["inputs"])), str(len(plan["weights"]))]
+        expected = [*counts, f"{plan['bytes'] / 1e6:.2f}", f"{plan['seconds']:.1f}"]
+        assert re.findall(r"<td[^>]*>(.*?)</td>", row)[1:8] == expected
+
+
+def test_attention_is_the_fused_kernel_in_every_scale(bundle: Path) -> None:
+    for path in sorted(bundle.glob("scale_*.onnx")):
+        functions = onnx.load(path, load_external_data=False).functions
+        assert "MaskedAttention" in {function.name for function in functions}, path.name
+        assert b"fused_multihead" in path.with_suffix(".plan").read_bytes() or path.name == "scale_00.onnx"
 
 
 def test_report_lists_every_plan(bundle: Path) -> None:
@@ -255,7 +292,7 @@ def test_key_holds_what_changes_a_plan(first_scale: Exported, tmp_path: Path) ->
 def test_graph_that_cannot_be_read_is_told_with_its_node(first_scale: Exported, tmp_path: Path) -> None:
     proto = onnx.ModelProto()
     proto.CopyFrom(first_scale.proto)
-    next(node for node in proto.graph.node if node.op_type == "Softmax").op_type = "Multinomial"
+    next(node for node in proto.graph.node if node.op_type == "Sigmoid").op_type = "Multinomial"
     with pytest.raises(BundleError, match=r"x\.plan: tensorrt-rtx 1\..* cannot read the graph: .* at Multinomial"):
         PlanBuilder(toolkit("tensorrt-rtx"), options()).build(
             tmp_path / "x.plan", replace(first_scale, proto=proto), Limits(images=1, text=4), {}

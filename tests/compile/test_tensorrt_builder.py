@@ -1,14 +1,7 @@
-"""The `tensorrt` target without TensorRT: every call has a form that NVIDIA's own bindings accept; nothing is built.
-
-TOPROVAR_TENSORRT_BINDINGS names more folders with bindings of other versions, made with
-`pip install --no-deps --target FOLDER tensorrt-cu12-bindings==10.13.3.9`.
-"""
+"""The `tensorrt` target without TensorRT: every call has a form that NVIDIA's own bindings accept; nothing is built."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +11,15 @@ import onnx
 import pytest
 import recording_tensorrt
 import torch
+from other_bindings import each_folder, run_with
 from recording_tensorrt import recording
 from small_model import small_profile
-from tensorrt_link_stubs import missing, stubbed_tensorrt
+from tensorrt_link_stubs import stubbed_tensorrt
 from toprovar.compile.graphs import Exported, export_scale
 from toprovar.compile.plan_options import PlanOptions
 from toprovar.compile.plan_record import Limits
 from toprovar.compile.plans import PlanBuilder
-from toprovar.compile.tensorrt_flavours import FLAVOURS, Toolkit
+from toprovar.compile.tensorrt_flavours import FLAVOURS, Toolkit, numbers
 from toprovar.compile.weight_store import WeightStore
 from toprovar.models.infinity.generate import build_steps
 from toprovar.models.load import WeightOptions, load_model
@@ -92,6 +86,9 @@ def test_attention_node_reaches_tensorrt_as_a_plugin(trt: Any, exported: Exporte
         builder(trt, calls, precision=precision).build(tmp_path / "s.plan", exported, LIMITS, {})
         model = onnx.load_from_string(next(call[1] for call in calls if call[0] == "parse"))
         nodes = [node for node in model.graph.node if node.domain == "toprovar"]
+        plain = [node for node in model.graph.node if node.op_type == "Attention"]
+        assert len(plain) == 3
+        assert calls.count(("decomposable", True)) == 3
         assert [{attribute.name for attribute in node.attribute} for node in nodes] == [expected]
         assert [function.name for function in model.functions] == ["FlashAttentionEntropy"]
         assert ("clear_flag", trt.BuilderFlag.TF32) in calls or precision != "fp32"
@@ -124,20 +121,11 @@ def test_recorder_refuses_what_the_bindings_lack(trt: Any) -> None:
         made.fp16_mode = True
 
 
-FOLDERS = [Path(found) for found in os.environ.get("TOPROVAR_TENSORRT_BINDINGS", "").split(os.pathsep) if found]
-
-
-@pytest.mark.parametrize("folder", FOLDERS or [None], ids=[folder.name for folder in FOLDERS] or ["none"])
+@each_folder
 def test_other_versions_accept_the_same_calls(folder: Path | None) -> None:
-    if folder is None:
-        pytest.skip("TOPROVAR_TENSORRT_BINDINGS names no folder with other bindings")
-    if missing():
-        pytest.skip(missing())
-    script = Path(recording_tensorrt.__file__)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), str(script.parent)])}
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    version, flags, *calls = done.stdout.splitlines()[-1].split()
+    """10.13 gets attention as our function, 10.14 and newer as the operator."""
+    version, flags, *calls = run_with(folder, recording_tensorrt.__file__).splitlines()[-1].split()
     # STRONGLY_TYPED is bit 1; 11 is strongly typed without
     assert bool(int(flags) & 2) == version.startswith("10.")
-    assert calls[-1] == "serialize" or "build_serialized_network" in calls
+    assert ("decomposable" in calls) == (numbers(version) >= (10, 14))
+    assert {"parse", "set_shape", "set_memory_pool_limit", "build_serialized_network", "serialize"} <= {*calls}

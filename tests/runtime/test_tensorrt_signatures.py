@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tensorrt_run_time as stand_in
+from other_bindings import each_folder, run_with
 from tensorrt_link_stubs import missing, stubbed_tensorrt
 from toprovar.runtime.plans import TORCH_NAMES
 
@@ -43,3 +45,14 @@ def test_stand_in_has_the_signatures_of_tensorrt() -> None:
 
 def test_stand_in_has_the_signatures_of_tensorrt_rtx() -> None:
     hold_to(pytest.importorskip("tensorrt_rtx"), {**CLASSES, "IExecutionContext": stand_in.RtxContext})
+
+
+@each_folder
+def test_stand_in_has_the_signatures_of_other_versions(folder: Path | None) -> None:
+    code = (
+        "import tempfile, pathlib, tensorrt_link_stubs as stubs\n"
+        "with tempfile.TemporaryDirectory() as folder: stubs.build_stubs(pathlib.Path(folder))\n"
+        "import tensorrt_bindings, test_tensorrt_signatures as tests\n"
+        "tests.hold_to(tensorrt_bindings, tests.CLASSES); print(tensorrt_bindings.__version__)"
+    )
+    assert re.match(r"1\d\.\d+\.\d+\.\d+", run_with(folder, "-c", code))
