@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
             for offset, ((prompt, seed), pixels) in enumerate(zip(part, images.uint8(), strict=True)):
                 path = args.output / f"{start + offset:0{digits}d}_seed{seed}.png"
                 _save(engine, path, pixels, prompt, seed)
-                _tell(args, path, prompt, seed, images, len(part))
+                _tell(args, path, prompt, seed, images, offset)
             bar.update(len(part))
     return 0
 
@@ -118,14 +118,15 @@ def _save(engine: Engine, path: Path, pixels: Any, prompt: str, seed: int) -> No
     save_png(path, pixels, text)
 
 
-def _tell(args: argparse.Namespace, path: Path, prompt: str, seed: int, images: Images, batch: int) -> None:
-    """One line an image on stdout."""
-    total = sum(images.milliseconds.values())
+def _tell(args: argparse.Namespace, path: Path, prompt: str, seed: int, images: Images, index: int) -> None:
+    """One line on stdout for the image at `index` of its batch."""
+    total, batch = sum(images.milliseconds.values()), len(images.uint8())
+    rung = {"rung": images.rungs[index]} if images.rungs else {}
     if args.log_format == "json":
-        record = {"image": str(path), "prompt": prompt, "seed": seed, "latency_ms": total, "batch": batch}
+        record = {"image": str(path), "prompt": prompt, "seed": seed, "latency_ms": total, "batch": batch, **rung}
         print(json.dumps({**record, "milliseconds": images.milliseconds} if args.verbose else record), flush=True)
         return
-    print(f"{path}  {total:.0f} ms  {prompt}", flush=True)
+    print("  ".join([str(path), f"{total:.0f} ms", *rung.values(), prompt]), flush=True)
     if args.verbose:
         rows = [["graph", "ms"], *([name, f"{value:.1f}"] for name, value in images.milliseconds.items())]
         print(table([*rows, ["all", f"{total:.1f}"]]), flush=True)

@@ -15,6 +15,7 @@ from ..profiles.manifest import OUTPUT_SUFFIX, EngineManifest, Graph
 from . import loop
 from .loop import FloatArray, Images
 from .preflight import preflight
+from .rungs import walk_rungs
 
 
 class Engine(loop.Engine):
@@ -33,17 +34,17 @@ class Engine(loop.Engine):
         preflight(folder, manifest)
         super().__init__(folder, manifest)
         self._options = session_options(threads)
-        graphs = [manifest.condition, *(s.graph for s in manifest.scales), manifest.decoder]
-        if manifest.words is not None:
-            graphs.append(manifest.words)
-        self._sessions = {graph.file: open_session(folder / graph.file, self._options) for graph in graphs}
+        self._sessions = {graph.file: open_session(folder / graph.file, self._options) for graph in manifest.graphs}
         self._types = {file: input_types(session) for file, session in self._sessions.items()}
 
     def draw(self, request: dict[str, NDArray[Any]], batch: int) -> Images:
         """Run every graph in order."""
         run = _Run(self)
+        if self.schedule.decision is not None:
+            pixels, picked = walk_rungs(self.manifest, self.schedule, batch, request, run)
+            return Images(pixels.astype(np.float32, copy=False), run.milliseconds, picked)
         image = loop.walk(self.manifest, self.schedule.guided, batch, request, run)
-        return Images(image.numpy().astype(np.float32, copy=False), run.milliseconds)
+        return Images(run.array(image).astype(np.float32, copy=False), run.milliseconds)
 
     def words(self, ids: NDArray[np.int64]) -> FloatArray:
         """Run the bundled text encoder."""
@@ -77,7 +78,11 @@ class _Run:
         return outputs
 
     def narrow(self, value: Any, batch: int) -> Any:
-        return np.ascontiguousarray((value if isinstance(value, np.ndarray) else value.numpy())[:batch])
+        return np.ascontiguousarray(self.array(value)[:batch])
+
+    def array(self, value: Any) -> NDArray[Any]:
+        """A tensor of the state as an array."""
+        return value if isinstance(value, np.ndarray) else value.numpy()
 
 
 def open_session(path: Path, options: Any) -> Any:

@@ -10,20 +10,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..models.noise import image_noise
+from ..models.family import noise_of
 from ..profiles.errors import ToprovarError
-from ..profiles.manifest import SCHEDULE, WEIGHTS, EngineManifest, Graph
-from ..profiles.plan import ROWLESS
+from ..profiles.manifest import SCHEDULE, WEIGHTS, EngineManifest, Graph, ScaleGraph
+from ..profiles.plan import NOISES, NUMBERS, ROWLESS
 from ..profiles.schedule import Schedule
 
 FloatArray = NDArray[np.float32]
 Value = TypeVar("Value")
-PER_SCALE = ("noise", "cfg", "tau")
+PER_SCALE = (*NOISES, *NUMBERS)
 """Inputs that every scale has of its own: `noise.3` is the noise of scale 3."""
 
 
@@ -32,15 +32,22 @@ class Images:
     """Images of one call.
 
     Attributes:
-        pixels: `[B, 3, h, w]` fp32 in [-1, 1].
+        pixels: `[B, 3, h, w]` fp32 in [-1, 1]; None where the engine hands out `rgb`.
         milliseconds: Time of every graph by name, in order; one entry `image` where one CUDA graph holds them all.
+        rungs: The rung that each image picked, where the schedule has rungs.
+        rgb: `[B, h, w, 3]`, where the engine made bytes itself.
     """
 
-    pixels: FloatArray
+    pixels: FloatArray | None
     milliseconds: dict[str, float]
+    rungs: tuple[str, ...] = ()
+    rgb: NDArray[np.uint8] | None = None
 
     def uint8(self) -> NDArray[np.uint8]:
         """`[B, h, w, 3]` RGB: (x + 1) / 2 * 255, cut off, as the official code does."""
+        if self.rgb is not None:
+            return self.rgb
+        assert self.pixels is not None, "an engine hands out pixels or bytes"
         scaled = ((self.pixels + np.float32(1)) / np.float32(2)) * np.float32(255)
         return np.ascontiguousarray(scaled.astype(np.uint8).transpose(0, 2, 3, 1))
 
@@ -68,14 +75,39 @@ def walk(manifest: EngineManifest, guided: bool, batch: int, inputs: Mapping[str
         runner: Runs the graphs.
     """
     state = runner.run("condition", manifest.condition, {"text": inputs["text"], "lengths": inputs["lengths"]})
-    for scale in manifest.scales:
+    state = walk_scales(manifest.scales, state, guided, batch, inputs, runner)
+    return runner.run("decoder", manifest.decoder, {"summed": state["summed"]})["image"]
+
+
+def walk_scales(
+    scales: Sequence[ScaleGraph],
+    state: Mapping[str, Value],
+    guided: bool,
+    batch: int,
+    inputs: Mapping[str, Value],
+    runner: Runner[Value],
+    label: str = "",
+) -> dict[str, Value]:
+    """The state behind some scales.
+
+    Args:
+        scales: Coarse to fine.
+        state: Before the first of them; is not changed.
+        guided: Whether its rows are conditional and unconditional ones.
+        batch: Images B.
+        inputs: As of `Engine.request`.
+        runner: Runs the graphs.
+        label: Put before the name under which a scale's time is kept.
+    """
+    state = dict(state)
+    for scale in scales:
         if guided and not scale.guidance:
             state = {name: value if name in ROWLESS else runner.narrow(value, batch) for name, value in state.items()}
         guided = scale.guidance
-        state.update({name: inputs[f"{name}.{scale.scale}"] for name in PER_SCALE})
-        feeds = {name: state[name] for name in scale.graph.inputs}
-        state.update(runner.run(f"scale {scale.scale}", scale.graph, feeds))
-    return runner.run("decoder", manifest.decoder, {"summed": state["summed"]})["image"]
+        own = {name: f"{name}.{scale.scale}" for name in PER_SCALE}
+        feeds = {name: inputs[own[name]] if name in own else state[name] for name in scale.graph.inputs}
+        state.update(runner.run(f"{label}scale {scale.scale}", scale.graph, feeds))
+    return state
 
 
 class Engine(ABC):
@@ -85,6 +117,9 @@ class Engine(ABC):
         folder: The bundle.
         manifest: Its manifest, compared with folder and machine before (`preflight`).
     """
+
+    text_device: ClassVar[str] = "cpu"
+    """Where a text encoder in torch runs."""
 
     def __init__(self, folder: Path, manifest: EngineManifest) -> None:
         self.folder, self.manifest = folder, manifest
@@ -101,8 +136,16 @@ class Engine(ABC):
 
     @cached_property
     def unconditional(self) -> FloatArray:
-        """The learned unconditional text vectors `[text_maxlen, Ct]`."""
-        return read_tensor(self.folder / WEIGHTS, "transformer.cfg_uncond")
+        """Features of an unconditional row, `[T, Ct]`, as many as any text may have."""
+        config = self.profile.transformer
+        if config.unconditional is None:
+            return np.zeros((config.text_tokens or self.profile.text.max_length, config.text_channels), np.float32)
+        name, first = config.unconditional
+        return self.tensor(name)[first:]
+
+    def tensor(self, name: str) -> FloatArray:
+        """One of the bundle's weights, in fp32."""
+        return read_tensor(self.folder / WEIGHTS, name)
 
     def generate(
         self,
@@ -123,14 +166,12 @@ class Engine(ABC):
         return self.draw({"text": rows, "lengths": row_lengths, **self._per_scale(seeds)}, len(seeds))
 
     def _per_scale(self, seeds: Sequence[int]) -> dict[str, NDArray[Any]]:
-        """`noise.S` `[B, N, d]`, `cfg.S` and `tau.S` `[1]` of every scale S that runs."""
+        """What every scale S that runs has of its own: `noise.S` `[B, N, ...]`, `cfg.S` `[1]` and others as the family has."""
         profile = self.profile
-        tokens = sum(h * w for h, w in profile.sizes)
-        noise = np.stack([image_noise(seed, tokens, profile.transformer.token_bits) for seed in seeds])
-        lists = {name: profile.sampling.per_scale(name, len(profile.sizes)) for name in ("cfg", "tau")}
+        lists = {name: profile.sampling.per_scale(name, len(profile.sizes)) for name in profile.sampling.controls}
         found: dict[str, NDArray[Any]] = {}
-        for scale in self.manifest.scales:
-            found[f"noise.{scale.scale}"] = np.ascontiguousarray(noise[:, scale.offset : scale.offset + scale.tokens])
+        for scale in self.manifest.all_scales:
+            found |= {f"{name}.{scale.scale}": noise for name, noise in noise_of(profile, seeds, scale.scale).items()}
             for name, values in lists.items():
                 found[f"{name}.{scale.scale}"] = np.array([values[scale.scale]], dtype=np.float32)
         return found

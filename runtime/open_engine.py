@@ -26,6 +26,10 @@ def open_engine(folder: Path, threads: int | None = None) -> Engine:
         from .tensorrt_engine import TensorRTEngine
 
         return TensorRTEngine(folder, threads=threads)
+    if target == "cuda":
+        from .cuda_engine import CudaEngine
+
+        return CudaEngine(folder)
     from . import engine
 
     return engine.Engine(folder, threads)

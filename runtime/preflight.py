@@ -14,6 +14,7 @@ LEAST_DRIVER = {11: 450, 12: 525, 13: 580}
 """Of a CUDA version, the oldest driver branch that runs it, on Linux."""
 INSTALL = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx-cu13"}
 OLDEST_SM = 75
+NO_GPU = "torch sees no GPU; check `nvidia-smi` and the variable CUDA_VISIBLE_DEVICES"
 RTX_WITHOUT = (90, 100, 103)
 """GPUs of data centres for which TensorRT-RTX has no code."""
 
@@ -42,6 +43,8 @@ def preflight(folder: Path, manifest: EngineManifest, machine: Machine | None = 
 
 def machine_problems(manifest: EngineManifest, machine: Machine) -> list[str]:
     """One sentence for each thing that is missing here or of another version, with the command that mends it."""
+    if manifest.target == "cuda":
+        return [problem for problem in (_driver(machine) or _visible(machine),) if problem]
     if manifest.target not in PLAN_TARGETS:
         return []
     checks = (_flavour(manifest.engine, machine), _driver(machine), _gpu(manifest, machine))
@@ -62,9 +65,9 @@ def _flavour(engine: dict[str, Any], machine: Machine) -> str:
 
 def _driver(machine: Machine) -> str:
     if machine.driver is None:
-        return "no NVIDIA driver answers, plans run on NVIDIA GPUs only; install the driver, `nvidia-smi` then names the GPU"
+        return "no NVIDIA driver answers, this target needs an NVIDIA GPU; install the driver, `nvidia-smi` names the GPU"
     if machine.cuda is None:
-        return "torch is a build without CUDA, and it holds the plans' memory; run `pip install torch` for a CUDA build"
+        return "torch is a build without CUDA, and it holds the GPU's memory; run `pip install torch` for a CUDA build"
     cuda, branch = int(machine.cuda.split(".")[0]), int(machine.driver.split(".")[0])
     least = LEAST_DRIVER.get(cuda, 0)
     if branch < least:
@@ -72,11 +75,15 @@ def _driver(machine: Machine) -> str:
     return ""
 
 
+def _visible(machine: Machine) -> str:
+    return "" if machine.sm is not None else NO_GPU
+
+
 def _gpu(manifest: EngineManifest, machine: Machine) -> str:
     if machine.sm is None:
         # without driver or CUDA the sentence about them says it all
         present = machine.driver is not None and machine.cuda is not None
-        return "torch sees no GPU; check `nvidia-smi` and the variable CUDA_VISIBLE_DEVICES" if present else ""
+        return NO_GPU if present else ""
     built = [int(sm) for sm in manifest.engine["sm"]]
     if machine.sm in built:
         return ""

@@ -80,6 +80,7 @@ def _draw(target: str, folder: Path) -> tuple[FloatArray, str, float]:
     engine.generate(features.text, features.lengths, SEEDS)
     images = engine.generate(features.text, features.lengths, SEEDS)
     latency_ms = sum(images.milliseconds.values()) / len(SEEDS)
+    assert images.pixels is not None, "these engines hand out pixels"
     return images.pixels, EngineManifest.load(bundle).precision, latency_ms
 
 

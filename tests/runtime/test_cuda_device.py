@@ -10,9 +10,9 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
 
 def test_a_capture_replays_on_the_same_memory() -> None:
-    device, values = CudaDevice(), torch.zeros(1000, device="cuda")
+    device = CudaDevice()
     with device.stream():
-        values.add_(1)
+        values = torch.ones(1000, device="cuda")
         device.synchronize()
         replay = device.capture(lambda: torch._foreach_add_([values], 1))
         assert replay is not None
@@ -27,7 +27,9 @@ def test_a_capture_replays_on_the_same_memory() -> None:
 
 def test_a_refused_capture_leaves_the_device_usable() -> None:
     """TensorRT's refusal comes as an exception from inside the capture."""
-    device, values = CudaDevice(), torch.zeros(1000, device="cuda")
+    device = CudaDevice()
+    with device.stream():
+        values = torch.zeros(1000, device="cuda")
 
     def refused() -> None:
         values.add_(1)

@@ -139,7 +139,7 @@ def test_a_target_opens_its_own_engine(onnx_bundle: Path, tmp_path: Path, monkey
     assert cli.main(["run", "--engine", str(folder), "--prompt", "a star"]) == 2
     text = (folder / "manifest.json").read_text().replace('"target": "tensorrt"', '"target": "abacus"')
     (folder / "manifest.json").write_text(text)
-    with pytest.raises(BundleError, match="target 'abacus', this version knows onnx, tensorrt, tensorrt-rtx"):
+    with pytest.raises(BundleError, match="target 'abacus', this version knows onnx, cuda, tensorrt, tensorrt-rtx"):
         open_engine(folder)
 
 
