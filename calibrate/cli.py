@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import math
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -12,18 +11,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..profiles.baselines import baseline, dense
+from ..profiles.baselines import FIXED_NAMES, baseline, dense
 from ..profiles.console import add_model_arguments, chosen_profile, run_command
-from ..profiles.errors import MeasurementError, ScheduleError, ToprovarError
+from ..profiles.errors import MeasurementError, ToprovarError
 from ..profiles.model import ModelProfile
 from ..profiles.plan import schedule_flops
 from ..profiles.schedule import Schedule
 from ..profiles.tables import schedule_table
+from .targets import add_target_arguments, check_target, search_summary
 
 if TYPE_CHECKING:
     import torch
 
     from ..models.load import LoadedModel, WeightOptions
+    from ..profiles.costs import CostTable
     from ..profiles.measurements import Measurements
     from .prompts import PromptSet
 
@@ -39,13 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="of a dataset id (default: train)")
     parser.add_argument("--num-prompts", type=int, help="how many, chosen by --seed (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of the choice, the images' noise and random weights (default: 0)")
-    parser.add_argument("--policy", default="toprovar", help="toprovar, auto, dense, skip-N or noguide-N (default: toprovar)")
-    target = parser.add_mutually_exclusive_group()
-    target.add_argument(
-        "--target-speedup", type=float, help="dense FLOPs over the schedule's, for toprovar and auto (default: 2.0)"
-    )
-    target.add_argument("--min-psnr", type=float, help="for auto: the fastest schedule at least so near to dense, in dB")
-    parser.add_argument("--budget-minutes", type=float, help="for auto: begin no new round of combinations after so long")
+    parser.add_argument("--policy", default="toprovar", help=f"toprovar, auto, {FIXED_NAMES} (default: toprovar)")
+    add_target_arguments(parser)
     parser.add_argument("--out", type=Path, default=Path("calibration"), help="folder of the results (default: calibration)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: cuda where there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help=f"of the weights (default: {DTYPES[0]})")
@@ -56,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Check what is cheap to check, measure, decide, and write all three files."""
     profile = chosen_profile(args)
     fixed = None if args.policy in SEARCHED else baseline(args.policy, profile)
-    _check_target(args)
+    costs = check_target(args, profile)
     _check_writable(args.out)
     prompts = _prompts(args)
     device, dtype = _placement(args)
@@ -75,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
     schedule = fixed or (
         toprovar_schedule(measurements, profile, args.target_speedup)
         if args.policy == "toprovar"
-        else _auto(args, model, prompts)
+        else _auto(args, model, prompts, costs)
     )
     digest = _sha256(args.out / COMPLETE)
     schedule = replace(schedule, provenance=_provenance(args, schedule, model, options, prompts, digest))
@@ -85,25 +81,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_target(args: argparse.Namespace) -> None:
-    """The target fits the policy; a speed-up of 2 where none is given."""
-    if args.min_psnr is not None and args.policy != "auto":
-        raise ScheduleError(f"--min-psnr is for --policy auto; policy {args.policy} is made for --target-speedup")
-    if args.min_psnr is not None and not (math.isfinite(args.min_psnr) and args.min_psnr > 0):
-        raise ScheduleError(f"--min-psnr must be a number of dB above 0 (35 = hard to tell apart), got {args.min_psnr:g}")
-    if args.budget_minutes is not None and not args.budget_minutes > 0:
-        raise ScheduleError(f"--budget-minutes must be above 0, got {args.budget_minutes:g}")
-    if args.target_speedup is None and args.min_psnr is None:
-        args.target_speedup = 2.0
-    if args.target_speedup is not None and not (math.isfinite(args.target_speedup) and args.target_speedup > 1):
-        raise ScheduleError(f"--target-speedup must be more than 1 (2 = half the FLOPs), got {args.target_speedup:g}")
+def _auto(args: argparse.Namespace, model: LoadedModel, prompts: PromptSet, costs: CostTable | None) -> Schedule:
+    from .search.policy import auto_schedule
+    from .search.target import Target
 
-
-def _auto(args: argparse.Namespace, model: LoadedModel, prompts: PromptSet) -> Schedule:
-    from .search.policy import Target, auto_schedule
-
-    target = Target(speedup=args.target_speedup, psnr_db=args.min_psnr)
-    return auto_schedule(model, prompts.prompts, args.seed, args.out, target, args.budget_minutes)
+    target = Target(speedup=args.target_speedup, latency_ms=args.target_latency_ms, psnr_db=args.min_psnr, ssim=args.min_ssim)
+    return auto_schedule(model, prompts.prompts, args.seed, args.out, target, args.budget_minutes, costs)
 
 
 def _check_writable(out: Path) -> None:
@@ -185,16 +168,12 @@ def _provenance(
 
 def _summary(args: argparse.Namespace, schedule: Schedule, profile: ModelProfile, measured: str) -> None:
     print(schedule_table(schedule, profile))
-    asked = f" (asked {args.target_speedup:g}x)" if schedule.policy in SEARCHED and args.target_speedup else ""
-    print(f"\npredicted     {schedule.provenance['flops_speedup']:.2f}x fewer FLOPs than dense{asked}")
     found = schedule.provenance.get("auto")
-    if found:
-        chosen, rival = found["chosen"], found["best_product"]
-        held = f"on {found['prompts']['held_out']} held-out prompts"
-        print(f"fidelity      {chosen['psnr_db']:.1f} dB to dense; {chosen['held_out_psnr_db']:.1f} dB {held}")
-        print(
-            f"beside it     best of skip-N with noguide-M: {rival['held_out_psnr_db']:.1f} dB {held}, {rival['speedup']:.2f}x"
-        )
+    in_time = found is not None and found["costs"] is not None
+    asked = f" (asked {args.target_speedup:g}x)" if schedule.policy in SEARCHED and args.target_speedup and not in_time else ""
+    print(f"\npredicted     {schedule.provenance['flops_speedup']:.2f}x fewer FLOPs than dense{asked}")
+    for line in search_summary(found) if found else ():
+        print(line)
     for what, name in (("measurements", measured), ("schedule", "schedule.yaml"), ("report", "report.html")):
         print(f"{what:<12}  {args.out / name}")
     print(f"next          build-engine --schedule {args.out / 'schedule.yaml'}")

@@ -29,6 +29,15 @@ from .search import figures as search_figures
 
 TEMPLATE = Path(__file__).with_name("report.html")
 NO_EXAMPLES = "<p>The measurements hold no example images.</p>"
+TARGETS = {
+    "speedup": "at least {:g}×",
+    "latency_ms": "at most {:g} ms",
+    "psnr_db": "at least {:g} dB",
+    "ssim": "an SSIM of at least {:g}",
+}
+"""What a search may be asked for, in words."""
+MEASURES = {"latency_ms": ("Latency, ms", ".0f"), "psnr_db": ("PSNR, dB", ".1f"), "ssim": ("SSIM", ".4f")}
+"""Columns of the front, where they were measured."""
 CONSTANTS = {
     "tau": "tau",
     "tau_side": "rho against tau",
@@ -172,15 +181,26 @@ def _front_section(found: dict[str, Any] | None) -> str:
     if found is None:
         return ""
     chosen, rival, target = found["chosen"], found["best_product"], found["target"]
-    asked = f"at least {target['speedup']:g}×" if target["speedup"] else f"at least {target['psnr_db']:g} dB"
+    asked = next(text.format(target[name]) for name, text in TARGETS.items() if target[name] is not None)
+    costs = found["costs"]
+    counted = (
+        ""
+        if costs is None
+        else (
+            f" Speed is latency, predicted from times measured on {html.escape(costs['target'])}, "
+            f"{html.escape(costs['device'])}: dense takes {costs['dense_ms']:,.0f} ms, of which {costs['fixed_ms']:,.0f} ms "
+            "whatever the schedule."
+        )
+    )
     searched, held = found["prompts"]["searched"], found["prompts"]["held_out"]
     text = (
-        f"<p>Asked for {asked}. Of {found['schedules_run']} schedules that were run on {searched} prompts, the chosen one is "
-        f"the best that meets it: {chosen['speedup']:.2f}× at {chosen['psnr_db']:.1f} dB, and "
+        f"<p>Asked for {asked}.{counted} Of {found['schedules_run']} schedules that were run on {searched} prompts, "
+        f"the chosen one is the best that meets it: {chosen['speedup']:.2f}× at {chosen['psnr_db']:.1f} dB, and "
         f"{chosen['held_out_psnr_db']:.1f} dB on {held} prompts held out. The best product of skip-N and "
         f"noguide-M that is as fast: {rival['speedup']:.2f}× at "
         f"{rival['psnr_db']:.1f} dB, held out {rival['held_out_psnr_db']:.1f} dB.</p>"
     )
+    shown = {name: entry for name, entry in MEASURES.items() if name in chosen}
     rows = []
     for point in found["front"]:
         changes = "; ".join(
@@ -189,8 +209,10 @@ def _front_section(found: dict[str, Any] | None) -> str:
             for scale, change in point["changes"].items()
         )
         ends = f"{point['scales_run']} run, {point['scales_guided']} with guidance"
-        rows.append((f"{point['speedup']:.2f}×", f"{point['psnr_db']:.1f}", ends, html.escape(changes) or "all tokens"))
-    table = _table(("Speed-up", "PSNR, dB", "Scales", "Tokens and layers"), rows)
+        measured = [f"{point[name]:{form}}" for name, (_, form) in shown.items()]
+        rows.append((f"{point['speedup']:.2f}×", *measured, ends, html.escape(changes) or "all tokens"))
+    heads = ("Speed-up", *(head for head, _ in shown.values()), "Scales", "Tokens and layers")
+    table = _table(heads, rows)
     figures_ = _figure(search_figures.front_chart(found), "PSNR over speed-up") + _figure(
         search_figures.singles_chart(found), "Cost of pruning one scale"
     )

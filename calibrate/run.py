@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ..models.infinity.generate import build_steps, generate
-from ..models.infinity.step import ScaleStep
-from ..models.infinity.vae import to_uint8
+from ..models.conv_vae import to_uint8
+from ..models.family import build_steps
+from ..models.generate import generate, image_noise
 from ..models.load import LoadedModel
-from ..models.noise import image_noise
+from ..models.step import ScaleStep
 from ..profiles.baselines import dense
 from ..profiles.errors import MeasurementError
 from ..profiles.measurements import BINS, EXAMPLES, FORMAT, Measurements, first_difference
@@ -102,26 +102,25 @@ class _Runner:
 
     def __init__(self, model: LoadedModel, seed: int, measurements: Measurements) -> None:
         self.model, self.seed, self.measurements = model, seed, measurements
-        self.steps: tuple[ScaleStep, ...] = build_steps(model.transformer, model.profile, dense(model.profile), observe=True)
+        self.steps: tuple[ScaleStep, ...] = build_steps(model, dense(model.profile), observe=True)
         self.collector = Collector(measurements)
 
     def run(self, index: int, prompt: str) -> None:
         """Draw the image of one prompt and add what its scales show."""
-        model, weight = self.model, next(self.model.transformer.parameters())
+        model, weight = self.model, self.model.weight
         text = model.text.encode_prompts([prompt])
         self.collector.start(range(index, index + 1), text.cut)
-        tokens = sum(h * w for h, w in model.profile.sizes)
-        noise = torch.from_numpy(image_noise(self.seed + index, tokens, model.profile.transformer.token_bits))
         summed = generate(
+            model.transformer,
             self.steps,
             text.features.to(weight.device, weight.dtype),
             text.lengths.to(weight.device),
-            noise[None].to(weight.device),
+            image_noise(model.profile, [self.seed + index], weight.device),
             on_scale=self.collector.on_scale,
         )
         if index < EXAMPLES:
             with torch.inference_mode():
-                image = to_uint8(model.vae.decoder(summed))[0]
+                image = to_uint8(model.decoder(summed))[0]
             self.measurements.examples[f"image.{index}"] = image.contiguous().cpu().numpy()
 
 

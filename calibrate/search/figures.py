@@ -32,7 +32,9 @@ def front_chart(found: dict[str, Any]) -> Any:
     ticks = (1, 1.5, 2, 3, 4, 6, 8, 12, 20)
     axes.set_xticks(ticks, [f"{tick:g}x" for tick in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("speed-up in FLOPs")
+    axes.set_xlabel(
+        "speed-up in FLOPs" if found["costs"] is None else f"speed-up in latency on {found['costs']['target']}, predicted"
+    )
     axes.set_ylabel("PSNR to dense, dB")
     axes.set_title("What the search found")
     axes.legend(loc="upper right")

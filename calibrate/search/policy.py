@@ -5,35 +5,33 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from ...models.load import LoadedModel
+from ...profiles.baselines import dense
+from ...profiles.costs import CostTable
 from ...profiles.errors import ScheduleError
 from ...profiles.schedule import Schedule
-from .search import Point, Search, choose, front
-from .trials import Trials
+from .price import Price
+from .search import Point, Search, front
+from .target import Target, choose
+from .trials import Fidelity, Trials
 
 TRIALS = "trials.json"
 # every fourth prompt is held out
 HELD_OUT = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Target:
-    """What is asked for: a speed-up in FLOPs, or a PSNR to the dense images in dB; the other one is made as good as it gets."""
-
-    speedup: float | None = None
-    psnr_db: float | None = None
-
-    def __post_init__(self) -> None:
-        if (self.speedup is None) == (self.psnr_db is None):
-            raise ScheduleError("a target is a speed-up or a PSNR: give --target-speedup or --min-psnr")
-
-
 def auto_schedule(
-    model: LoadedModel, prompts: Sequence[str], seed: int, out: Path, target: Target, budget_minutes: float | None = None
+    model: LoadedModel,
+    prompts: Sequence[str],
+    seed: int,
+    out: Path,
+    target: Target,
+    budget_minutes: float | None = None,
+    costs: CostTable | None = None,
 ) -> Schedule:
     """Find the schedule for a target.
 
@@ -44,39 +42,59 @@ def auto_schedule(
         out: Folder that keeps what was run, so that an interrupted search resumes.
         target: What is asked for.
         budget_minutes: No new round of combinations begins after so many minutes.
+        costs: Measured times of the target; None takes FLOPs for the price of a schedule.
 
     Returns:
         The schedule; `provenance["auto"]` holds the front, single costs, the factors and the check on held-out prompts.
 
     Raises:
         ScheduleError: Too few prompts, or the target cannot be met; the message names the nearest that can.
+        CostError: The cost table does not fit the model.
     """
     if len(prompts) < 2:
         raise ScheduleError(f"policy auto needs at least 2 prompts, one is held out to verify the choice; got {len(prompts)}")
+    price = Price(model.profile, costs)
+    dense_price = price.schedule(dense(model.profile))
+    _check_reachable(target, costs)
     held = {i for i in range(len(prompts)) if i % HELD_OUT == HELD_OUT - 1} or {len(prompts) - 1}
     searched = [(text, seed + i) for i, text in enumerate(prompts) if i not in held]
     checked = [(text, seed + i) for i, text in enumerate(prompts) if i in held]
-    key = _key(model)
+    key, with_ssim = trials_key(model), target.ssim is not None
     seconds = budget_minutes * 60 if budget_minutes is not None else None
-    search = Search(Trials(model, searched, key, out / TRIALS), model.profile, seconds, target.speedup)
+    trials = Trials(model, searched, key, out / TRIALS, with_ssim)
+    search = Search(trials, price, seconds, target.needed_speedup(dense_price))
     points = search.run()
-    chosen = choose(points, speedup=target.speedup, psnr_db=target.psnr_db)
+    chosen = choose(points, target, dense_price)
     rival = _rival(search, chosen)
-    trials = Trials(model, checked, key, out / f"held_out_{TRIALS}")
+    trials = Trials(model, checked, key, out / f"held_out_{TRIALS}", with_ssim)
     here, there = trials.measure([search.schedule(chosen.plan), search.schedule(rival.plan)])
     found = {
-        "target": {"speedup": target.speedup, "psnr_db": target.psnr_db},
+        "target": asdict(target),
+        "costs": _table(costs, dense_price),
         "prompts": {"searched": len(searched), "held_out": len(checked)},
-        "chosen": _shown(chosen) | {"held_out_psnr_db": round(here.psnr_db, 2)},
-        "best_product": _shown(rival) | {"held_out_psnr_db": round(there.psnr_db, 2)},
+        "chosen": _shown(chosen, search) | _held_out(here),
+        "best_product": _shown(rival, search) | _held_out(there),
         "factors": dict(zip(("ends", "tokens", "layers"), (round(f, 4) for f in search.costs.factors), strict=True)),
-        "front": [_shown(point) for point in points],
-        "products": [_shown(point) for point in front(p for p in search.points.values() if not p.plan.changes)],
+        "front": [_shown(point, search) for point in points],
+        "products": [_shown(point, search) for point in front(p for p in search.points.values() if not p.plan.changes)],
         "single_tokens": _singles(search.costs.tokens),
         "single_layers": _singles(search.costs.layers),
         "schedules_run": len(search.points),
     }
-    return replace(search.schedule(chosen.plan), provenance={"flops_speedup": round(chosen.speedup, 4), "auto": found})
+    return replace(search.schedule(chosen.plan), provenance={"auto": found})
+
+
+def _check_reachable(target: Target, costs: CostTable | None) -> None:
+    """A latency below what every schedule pays is refused before the search."""
+    if target.latency_ms is None:
+        return
+    if costs is None:
+        raise ScheduleError("a target latency needs a cost table; give --costs")
+    if target.latency_ms <= costs.fixed_ms:
+        raise ScheduleError(
+            f"target latency {target.latency_ms:g} ms: text conditioning ({costs.condition_ms:.1f} ms) and decoder "
+            f"({costs.decoder_ms:.1f} ms) alone take {costs.fixed_ms:.0f} ms on {costs.target}; ask for more"
+        )
 
 
 def _rival(search: Search, chosen: Point) -> Point:
@@ -86,16 +104,37 @@ def _rival(search: Search, chosen: Point) -> Point:
     return max(fast, key=lambda p: p.fidelity.psnr_db)
 
 
-def _key(model: LoadedModel) -> str:
+def trials_key(model: LoadedModel) -> str:
+    """What trials depend on beside prompts and schedule: model, weights, dtype, device."""
     weight = next(model.transformer.parameters())
     facts = [model.profile.digest(), model.weights_digest(), str(weight.dtype), weight.device.type]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _shown(point: Point) -> dict[str, Any]:
+def _table(costs: CostTable | None, dense_ms: float) -> dict[str, Any] | None:
+    """What the report says of the cost table; None where FLOPs were counted."""
+    if costs is None:
+        return None
+    known = {name: getattr(costs, name) for name in ("target", "device", "precision", "batch", "versions")}
+    digest = hashlib.sha256(costs.to_json()).hexdigest()
+    return known | {"dense_ms": round(dense_ms, 3), "fixed_ms": round(costs.fixed_ms, 3), "sha256": digest}
+
+
+def _held_out(fidelity: Fidelity) -> dict[str, Any]:
+    ssim = {} if fidelity.ssim is None else {"held_out_ssim": round(fidelity.ssim, 4)}
+    return {"held_out_psnr_db": round(fidelity.psnr_db, 2), **ssim}
+
+
+def _shown(point: Point, search: Search) -> dict[str, Any]:
+    optional: dict[str, Any] = {}
+    if search.price.costs is not None:
+        optional["latency_ms"] = round(search.whole / point.speedup, 2)
+    if point.fidelity.ssim is not None:
+        optional["ssim"] = round(point.fidelity.ssim, 4)
     return {
         "speedup": round(point.speedup, 3),
         "psnr_db": round(point.fidelity.psnr_db, 2),
+        **optional,
         "predicted_over_measured_mse": round(point.predicted_mse / point.fidelity.mse, 3) if point.fidelity.mse else None,
         "scales_run": point.plan.runs,
         "scales_guided": min(point.plan.guided, point.plan.runs),

@@ -1,7 +1,7 @@
-"""Predict the squared error and the FLOPs of combinations from what single actions cost.
+"""Predict the squared error and the price (FLOPs, or time by a cost table) of combinations from what single actions cost.
 
 Errors of different actions are taken as independent, so their squares add; one factor for each kind of action (where run and
-guidance end, tokens, layers) is fitted to combinations that were run. FLOPs of one scale's change are counted with all other
+guidance end, tokens, layers) is fitted to combinations that were run. The price of one scale's change is taken with all other
 scales whole; the chosen few are counted exactly. Combinations are never listed: for each place where run and guidance end, the
 options of one scale after the other are merged into the frontier so far, and what is worse in both is dropped.
 """
@@ -9,16 +9,16 @@ options of one scale after the other are merged into the frontier so far, and wh
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from ...profiles.model import ModelProfile
-from ...profiles.plan import plan_scales, scale_flops
+from ...profiles.plan import plan_scales
 from .actions import Change, Plan, build
+from .price import Price
 
 LAYERS_SKIPPED = (0, 1, 2, 3)
-# the frontier of one merge is thinned to so many points: enough for a step of 1 % in FLOPs
+# the frontier of one merge is thinned to so many points: enough for a step of 1 % in price
 FRONTIER_POINTS = 400
 FACTOR_RANGE = (0.3, 3.0)
 
@@ -70,26 +70,26 @@ class Costs:
         self.factors = (first, second, third)
 
 
-def frontier(costs: Costs, profile: ModelProfile) -> list[tuple[float, float, Plan]]:
-    """Non-dominated combinations by prediction: (FLOPs, squared error, plan), FLOPs falling."""
+def frontier(costs: Costs, price: Price) -> list[tuple[float, float, Plan]]:
+    """Non-dominated combinations by prediction: (price, squared error, plan), price falling."""
     points: list[tuple[float, float, Plan]] = []
     for (runs, guided), error in costs.ends.items():
-        points += _merged(costs, profile, runs, guided, error * costs.factors[0])
+        points += _merged(costs, price, runs, guided, error * costs.factors[0])
     return thin(points, None)
 
 
-def _merged(costs: Costs, profile: ModelProfile, runs: int, guided: int, error: float) -> list[tuple[float, float, Plan]]:
+def _merged(costs: Costs, price: Price, runs: int, guided: int, error: float) -> list[tuple[float, float, Plan]]:
     """Frontier of all changes at one place where run and guidance end."""
     base = Plan(runs, guided)
-    flops = {plan.scale: float(scale_flops(plan, profile)) for plan in plan_scales(build(base, profile))}
-    points = [(sum(flops.values()), error, base)]
-    for scale in sorted(costs.tokens):
+    whole = {plan.scale: price.scale(plan) for plan in plan_scales(build(base, price.profile))}
+    points = [(price.fixed + sum(whole.values()), error, base)]
+    for scale in sorted({*costs.tokens, *costs.layers}):
         if scale >= runs:
             continue
-        options = [(Change(), 0.0, 0.0), *_options(costs, profile, base, scale, flops[scale])]
+        options = [(Change(), 0.0, 0.0), *_options(costs, price, base, scale, whole[scale])]
         points = thin(
             [
-                (total - saved, found + extra, Plan(runs, guided, {**plan.changes, scale: change} if saved else plan.changes))
+                (total - saved, found + extra, _with(plan, scale, change))
                 for total, found, plan in points
                 for change, saved, extra in options
                 if _agree(plan, change)
@@ -99,21 +99,24 @@ def _merged(costs: Costs, profile: ModelProfile, runs: int, guided: int, error: 
     return points
 
 
-def _options(
-    costs: Costs, profile: ModelProfile, base: Plan, scale: int, whole: float
-) -> Iterator[tuple[Change, float, float]]:
-    """(change, FLOPs saved, squared error) for each share, fill and number of layers left out, least harmful first."""
+def _options(costs: Costs, price: Price, base: Plan, scale: int, whole: float) -> Iterator[tuple[Change, float, float]]:
+    """(change, price saved, squared error) for each share, fill and number of layers left out, least harmful first."""
     order = sorted(costs.layers.get(scale, {}), key=lambda layer: costs.layers[scale][layer])
-    for tokens in (Change(), *costs.tokens[scale]):
+    pruned = costs.tokens.get(scale, {})
+    for tokens in (Change(), *pruned):
         for skipped in LAYERS_SKIPPED[: len(order)] or (0,):
             change = Change(tokens.share, tokens.fill, tuple(sorted(order[:skipped])))
             if change == Change():
                 continue
-            plans = plan_scales(build(Plan(base.runs, base.guided, {scale: change}), profile))
-            now = next(float(scale_flops(plan, profile)) for plan in plans if plan.scale == scale)
-            error = costs.factors[1] * costs.tokens[scale].get(tokens, 0.0)
+            plans = plan_scales(build(Plan(base.runs, base.guided, {scale: change}), price.profile))
+            now = next(price.scale(plan) for plan in plans if plan.scale == scale)
+            error = costs.factors[1] * pruned.get(tokens, 0.0)
             error += costs.factors[2] * sum(costs.layers[scale][layer] for layer in order[:skipped])
             yield change, whole - now, error
+
+
+def _with(plan: Plan, scale: int, change: Change) -> Plan:
+    return plan if change == Change() else replace(plan, changes={**plan.changes, scale: change})
 
 
 def _agree(plan: Plan, change: Change) -> bool:
@@ -123,7 +126,7 @@ def _agree(plan: Plan, change: Change) -> bool:
 
 
 def thin(points: Sequence[tuple[float, float, Plan]], limit: int | None) -> list[tuple[float, float, Plan]]:
-    """Points that no other beats in both FLOPs and error, at most `limit`, evenly over log FLOPs."""
+    """Points that no other beats in both price and error, at most `limit`, evenly over the logarithm of the price."""
     best: list[tuple[float, float, Plan]] = []
     for point in sorted(points, key=lambda p: (p[0], p[1])):
         if not best or point[1] < best[-1][1]:

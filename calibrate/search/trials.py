@@ -7,7 +7,6 @@ costs two scales. What has been measured is kept by the schedule's digest, on di
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,21 +17,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ...models.infinity.generate import build_steps, condition_rows, initial_state, run_scales
-from ...models.infinity.step import ScaleStep, State
-from ...models.infinity.vae import to_uint8
+from ...models.conv_vae import to_uint8
+from ...models.family import build_steps, family_of
+from ...models.generate import Noise, condition_rows, image_noise, run_scales
 from ...models.load import LoadedModel
-from ...models.noise import image_noise
+from ...models.state import State
+from ...models.step import ScaleStep
 from ...profiles.baselines import dense
+from ...profiles.fidelity import psnr, squared_error, ssim
 from ...profiles.plan import plan_scales
 from ...profiles.schedule import Schedule
 from ...profiles.strict import write_atomic
 
-PEAK = 255.0
-# two equal images have no finite PSNR
-PSNR_LIMIT_DB = 99.0
-
+FORMAT = 2
 Progress = Callable[[], None]
+Results = dict[str, dict[str, Sequence[float]]]
+"""Squared error and perhaps SSIM by schedule digest and prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +41,11 @@ class Fidelity:
 
     Attributes:
         squared_error: Mean squared error of the uint8 image of each prompt.
+        similarity: SSIM of each, or nothing where it was not asked for.
     """
 
     squared_error: tuple[float, ...]
+    similarity: tuple[float, ...] = ()
 
     @property
     def mse(self) -> float:
@@ -54,10 +56,10 @@ class Fidelity:
         """Mean over prompts of the PSNR of each image, in dB, at most 99."""
         return float(np.mean([psnr(value) for value in self.squared_error]))
 
-
-def psnr(squared_error: float) -> float:
-    """PSNR of uint8 images, in dB."""
-    return min(PSNR_LIMIT_DB, 10 * math.log10(PEAK**2 / squared_error)) if squared_error > 0 else PSNR_LIMIT_DB
+    @property
+    def ssim(self) -> float | None:
+        """Mean over prompts, where it was asked for."""
+        return float(np.mean(self.similarity)) if self.similarity else None
 
 
 class Trials:
@@ -68,12 +70,21 @@ class Trials:
         prompts: Prompts and noise seeds.
         key: Whatever else the results depend on (model, weights, dtype); results of another key are thrown away.
         store: File that keeps the results, or None.
+        with_ssim: Whether SSIM is measured beside the squared error; it takes longer than some scales.
     """
 
-    def __init__(self, model: LoadedModel, prompts: Sequence[tuple[str, int]], key: str, store: Path | None = None) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        prompts: Sequence[tuple[str, int]],
+        key: str,
+        store: Path | None = None,
+        with_ssim: bool = False,
+    ) -> None:
         self.model, self.prompts, self.key, self.store = model, tuple(prompts), key, store
+        self.with_ssim = with_ssim
         self.base = dense(model.profile)
-        self.results: dict[str, dict[str, float]] = _stored(store, key)
+        self.results: Results = _stored(store, key)
 
     def measure(self, schedules: Iterable[Schedule], progress: Progress | None = None) -> list[Fidelity]:
         """Fidelity of each schedule, in order; one that was measured before is not run again.
@@ -85,57 +96,67 @@ class Trials:
         asked = list(schedules)
         names = [f"{seed} {prompt}" for prompt, seed in self.prompts]
         for (prompt, seed), name in zip(self.prompts, names, strict=True):
-            new = {s.digest(): s for s in asked if name not in self.results.get(s.digest(), {})}
+            new = {s.digest(): s for s in asked if not self._known(s.digest(), name)}
             if new:
-                for digest, error in self._run(prompt, seed, new).items():
-                    self.results.setdefault(digest, {})[name] = error
+                for digest, values in self._run(prompt, seed, new).items():
+                    self.results.setdefault(digest, {})[name] = values
                 self._save()
             if progress is not None:
                 progress()
-        return [Fidelity(tuple(self.results[s.digest()][name] for name in names)) for s in asked]
+        return [self._fidelity(s.digest(), names) for s in asked]
+
+    def _known(self, digest: str, name: str) -> bool:
+        values = self.results.get(digest, {}).get(name, ())
+        return len(values) > self.with_ssim
+
+    def _fidelity(self, digest: str, names: Sequence[str]) -> Fidelity:
+        values = [self.results[digest][name] for name in names]
+        return Fidelity(tuple(v[0] for v in values), tuple(v[1] for v in values) if self.with_ssim else ())
 
     @torch.inference_mode()
-    def _run(self, prompt: str, seed: int, schedules: dict[str, Schedule]) -> dict[str, float]:
-        """Squared error of each schedule on one prompt."""
-        states, noise = self._dense_states(prompt, seed)
-        reference = self._image(states[-1]["summed"])
+    def _run(self, prompt: str, seed: int, schedules: dict[str, Schedule]) -> dict[str, tuple[float, ...]]:
+        """Squared error, and SSIM where asked, of each schedule on one prompt."""
+        states, noise = self.dense_states(prompt, seed)
+        reference = self.image(states[-1]["summed"])
         found = {}
         for digest, schedule in schedules.items():
-            first = first_change(self.base, schedule)
-            steps = [step for step in self._steps(schedule) if step.plan.scale >= first]
+            steps = self._steps(schedule)
+            # the dense run keeps no outputs of branches: a scale whose outputs are read later runs again
+            cached = [step.plan.scale for step in steps if step.plan.writes_branches]
+            first = min([first_change(self.base, schedule), *cached])
+            steps = tuple(step for step in steps if step.plan.scale >= first)
             state = run_scales(steps, states[first], noise) if steps else states[first]
-            difference = self._image(state["summed"]) - reference
-            found[digest] = float(np.mean(difference**2))
+            image = self.image(state["summed"])
+            found[digest] = (squared_error(image, reference), *([ssim(image, reference)] if self.with_ssim else []))
         return found
 
     def _steps(self, schedule: Schedule) -> tuple[ScaleStep, ...]:
-        return build_steps(self.model.transformer, self.model.profile, schedule)
+        return build_steps(self.model, schedule)
 
-    def _dense_states(self, prompt: str, seed: int) -> tuple[list[State], Tensor]:
+    def dense_states(self, prompt: str, seed: int) -> tuple[list[State], Noise]:
         """The dense state before every scale and after the last; it also holds the map and updates of the scale before."""
         model, profile = self.model, self.model.profile
-        weight = next(model.transformer.parameters())
+        weight = model.weight
         text = model.text.encode_prompts([prompt])
-        tokens = sum(h * w for h, w in profile.sizes)
-        noise = torch.from_numpy(image_noise(seed, tokens, profile.transformer.token_bits))[None]
-        noise = noise.to(weight.device)
+        noise = image_noise(profile, [seed], weight.device)
         features, lengths = text.features.to(weight.device, weight.dtype), text.lengths.to(weight.device)
         rows = condition_rows(model.transformer, features, lengths, self.base.guided)
-        state = initial_state(model.transformer.condition(*rows))
+        state: State = model.transformer.initial_state(*rows)
         states = [state]
         for plan in plan_scales(self.base):
             # what any schedule may read of an earlier scale is written by all of them
             full = replace(plan, writes_entropy=True, writes_delta=plan.layers, last=False)
-            state = run_scales([ScaleStep(model.transformer, profile, full).eval()], state, noise)
+            state = run_scales([family_of(profile).step(model, full)], state, noise)
             states.append(state)
         return states, noise
 
-    def _image(self, summed: Tensor) -> NDArray[np.float64]:
-        return np.asarray(to_uint8(self.model.vae.decoder(summed))[0].cpu().numpy(), dtype=np.float64)
+    def image(self, summed: Tensor) -> NDArray[np.float64]:
+        """Summed codes `[1, d, H, W]` to an image `[h, w, 3]` of whole numbers, 0 to 255."""
+        return np.asarray(to_uint8(self.model.decoder(summed))[0].cpu().numpy(), dtype=np.float64)
 
     def _save(self) -> None:
         if self.store is not None:
-            data = {"format": 1, "key": self.key, "results": self.results}
+            data = {"format": FORMAT, "key": self.key, "results": self.results}
             write_atomic(self.store, json.dumps(data, sort_keys=True).encode())
 
 
@@ -145,7 +166,7 @@ def first_change(base: Schedule, schedule: Schedule) -> int:
     return next((a.scale for a, b in pairs if a != b), len(base.scales))
 
 
-def _stored(path: Path | None, key: str) -> dict[str, dict[str, float]]:
+def _stored(path: Path | None, key: str) -> Results:
     """Results of an earlier run of the same search; of another, or damaged, they count as none."""
     if path is None or not path.exists():
         return {}
@@ -153,4 +174,4 @@ def _stored(path: Path | None, key: str) -> dict[str, dict[str, float]]:
         data: dict[str, Any] = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError):
         return {}
-    return data["results"] if data.get("format") == 1 and data.get("key") == key else {}
+    return data["results"] if data.get("format") == FORMAT and data.get("key") == key else {}

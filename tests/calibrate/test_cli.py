@@ -101,7 +101,7 @@ def test_untidy_prompts_are_reported(
     [
         pytest.param(["--target-speedup", "1"], "--target-speedup must be more than 1 (2 = half the FLOPs), got 1", id="one"),
         pytest.param(["--target-speedup", "nan"], "--target-speedup must be more than 1", id="nan"),
-        pytest.param(["--policy", "magic"], "policy 'magic' is not known; choose toprovar, auto, dense", id="policy"),
+        pytest.param(["--policy", "magic"], "policy 'magic' is not known; choose toprovar, auto or dense", id="policy"),
         pytest.param(["--policy", "skip-9"], "policy skip-9: N must be 1 to", id="skip"),
         pytest.param(["--policy", "noguide-1", "--cfg", "1"], "the model runs without guidance", id="noguide"),
         pytest.param(["--prompts", "none.txt"], "none.txt", id="prompts"),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from small_model import prompt_set, small_model, small_profile
+from small_model import prompt_set, small_model
 from toprovar.calibrate.run import measure
-from toprovar.models.load import WeightOptions, load_model
+from toprovar.models.text.words import WordTextEncoder
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 
@@ -25,7 +27,11 @@ def test_the_dense_model_is_measured_by_the_kernels(tmp_path: Path, monkeypatch:
         return forward(q, k, v, scale)
 
     monkeypatch.setattr(launch, "forward", counted)
-    model = load_model(small_profile(), WeightOptions(weights="random"), torch.float32, torch.device("cuda"))
+    # random weights drawn on a GPU would be others
+    small = small_model()
+    transformer, vae = (copy.deepcopy(module).to("cuda") for module in (small.transformer, small.vae))
+    assert isinstance(small.text, WordTextEncoder)
+    model = replace(small, transformer=transformer, vae=vae, text=WordTextEncoder(copy.deepcopy(small.text.encoder).to("cuda")))
     prompts = prompt_set()
     found = measure(model, prompts, 5, tmp_path / "cuda", progress=False)
     layers, scales = model.profile.transformer.depth, len(model.profile.sizes)

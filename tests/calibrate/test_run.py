@@ -12,7 +12,9 @@ import torch
 from small_model import PROMPTS, prompt_set, small_model
 from toprovar.calibrate import run as run_module
 from toprovar.calibrate.run import COMPLETE, PARTIAL, measure
-from toprovar.models.infinity.generate import OnScale, build_steps, generate
+from toprovar.models import generate as common
+from toprovar.models.generate import Conditioned, Noise, OnScale
+from toprovar.models.infinity.generate import build_steps, generate
 from toprovar.models.infinity.step import ScaleStep
 from toprovar.models.infinity.vae import to_uint8
 from toprovar.models.noise import image_noise
@@ -36,10 +38,12 @@ def kill_after(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Make the run die in the middle of the next image, some of its scales already added."""
     calls = iter(range(1000))
 
-    def dying(steps: Sequence[ScaleStep], text: Tensor, lengths: Tensor, noise: Tensor, on_scale: OnScale) -> Tensor:
+    def dying(
+        model: Conditioned, steps: Sequence[ScaleStep], text: Tensor, lengths: Tensor, noise: Noise, on_scale: OnScale
+    ) -> Tensor:
         if next(calls) < images:
-            return generate(steps, text, lengths, noise, on_scale=on_scale)
-        generate(steps[:3], text, lengths, noise, on_scale=on_scale)
+            return common.generate(model, steps, text, lengths, noise, on_scale=on_scale)
+        common.generate(model, steps[:3], text, lengths, noise, on_scale=on_scale)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_module, "generate", dying)

@@ -8,12 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_costs import made_table
 from small_model import PROMPTS, small_model, small_profile, write_profile
 from toprovar.calibrate.cli import main as calibrate
 from toprovar.calibrate.search.actions import Change, Plan, build, grid, late_scales, layer_changes, token_changes
-from toprovar.calibrate.search.policy import Target, auto_schedule
+from toprovar.calibrate.search.policy import auto_schedule
 from toprovar.calibrate.search.predict import Costs, frontier, thin
-from toprovar.calibrate.search.search import Point, choose, front
+from toprovar.calibrate.search.price import Price
+from toprovar.calibrate.search.search import Point, Search, front
+from toprovar.calibrate.search.target import Target, choose
 from toprovar.calibrate.search.trials import Fidelity, Trials, first_change
 from toprovar.models.infinity.generate import build_steps, generate
 from toprovar.models.infinity.vae import to_uint8
@@ -47,7 +50,8 @@ def schedules() -> list[Schedule]:
         Plan(COUNT, last, {last: Change(skipped=(1,))}),
         Plan(COUNT, last - 1, {last - 1: Change(0.5), last: Change(0.5)}),
     ]
-    return [*(build(plan, PROFILE) for plan in plans), baseline("skip-1", PROFILE), baseline("noguide-2", PROFILE)]
+    fixed = [baseline(policy, PROFILE) for policy in ("skip-1", "noguide-2", "fastvar")]
+    return [*(build(plan, PROFILE) for plan in plans), *fixed]
 
 
 def test_a_trial_is_the_whole_run() -> None:
@@ -116,7 +120,7 @@ def synthetic_costs() -> Costs:
 
 def test_frontier_is_not_dominated_and_predicts_by_parts() -> None:
     costs = synthetic_costs()
-    points = frontier(costs, PROFILE)
+    points = frontier(costs, Price(PROFILE))
     flops, errors = [p[0] for p in points], [p[1] for p in points]
     assert flops == sorted(flops, reverse=True)
     assert errors == sorted(errors)
@@ -129,7 +133,7 @@ def test_frontier_is_not_dominated_and_predicts_by_parts() -> None:
 
 def test_factors_are_found_again() -> None:
     costs = synthetic_costs()
-    plans = [plan for _, _, plan in frontier(costs, PROFILE) if plan.changes]
+    plans = [plan for _, _, plan in frontier(costs, Price(PROFILE)) if plan.changes]
     true = replace_factors(costs, (0.8, 1.5, 1.0))
     costs.fit([(plan, true.predict(plan)) for plan in plans])
     assert costs.factors[0] == pytest.approx(0.8, abs=0.05)
@@ -156,12 +160,12 @@ def test_front_and_choice() -> None:
     points = [point(1.0, 0.0), point(2.0, 10.0), point(2.1, 9.0), point(3.0, 50.0), point(2.9, 60.0)]
     best = front(points)
     assert [p.speedup for p in best] == [1.0, 2.1, 3.0]
-    assert choose(best, speedup=2.0).speedup == 2.1
-    assert choose(best, psnr_db=38.0).speedup == 2.1
+    assert choose(best, Target(speedup=2.0)).speedup == 2.1
+    assert choose(best, Target(psnr_db=38.0)).speedup == 2.1
     with pytest.raises(ScheduleError, match=r"at most 3.00x at 31.1 dB; run again with --target-speedup 3.00"):
-        choose(best, speedup=4.0)
+        choose(best, Target(speedup=4.0))
     with pytest.raises(ScheduleError, match=r"35 dB: the nearest .* has 31.1 dB at 3.00x"):
-        choose(best[2:], psnr_db=35.0)
+        choose(best[2:], Target(psnr_db=35.0))
 
 
 def test_two_searches_choose_the_same(tmp_path: Path) -> None:
@@ -192,9 +196,81 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert schedule.provenance["auto"]["chosen"]["psnr_db"] >= 20
     for options, message in (
         (["--policy", "toprovar", "--min-psnr", "30"], "--min-psnr is for --policy auto"),
-        (["--policy", "auto", "--min-psnr", "0"], "must be a number of dB above 0"),
-        (["--policy", "auto", "--budget-minutes", "0"], "--budget-minutes must be above 0"),
+        (["--policy", "auto", "--min-psnr", "0"], "--min-psnr must be more than 0"),
+        (["--policy", "auto", "--budget-minutes", "0"], "--budget-minutes must be more than 0"),
         (["--policy", "auto", "--target-speedup", "900"], "the search found at most"),
     ):
         assert calibrate([*common, *options, "--out", str(out)]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_latency_is_the_price_where_costs_are_given(tmp_path: Path) -> None:
+    """The chosen schedule keeps the target by the table, decoder and conditioning included, and the report says so."""
+    costs = made_table()
+    whole = costs.predict(dense(PROFILE))
+    found = auto_schedule(small_model(), PROMPTS[:3], 1, tmp_path, Target(latency_ms=0.75 * whole), None, costs)
+    told = found.provenance["auto"]
+    assert costs.predict(found) <= 0.75 * whole
+    assert told["chosen"]["latency_ms"] == pytest.approx(costs.predict(found), abs=0.3)
+    assert told["chosen"]["speedup"] == pytest.approx(whole / costs.predict(found), abs=1e-3)
+    assert told["costs"]["dense_ms"] == pytest.approx(whole, abs=1e-3)
+    by_speedup = auto_schedule(small_model(), PROMPTS[:3], 1, tmp_path, Target(speedup=4 / 3), None, costs)
+    assert by_speedup.digest() == found.digest()
+
+
+def test_targets_that_cannot_be_met_name_the_nearest(tmp_path: Path) -> None:
+    costs, whole = made_table(), made_table().predict(dense(PROFILE))
+    with pytest.raises(ScheduleError, match=r"conditioning \(3.0 ms\) and decoder \(20.0 ms\) alone take 23 ms on onnx"):
+        auto_schedule(small_model(), PROMPTS[:2], 1, tmp_path, Target(latency_ms=22), None, costs)
+    with pytest.raises(ScheduleError, match=r"target latency 24 ms: .* run again with --target-latency-ms \d+ or more"):
+        auto_schedule(small_model(), PROMPTS[:2], 1, tmp_path, Target(latency_ms=24), None, costs)
+    fast = [point(2.0, 9.0)]
+    assert choose(fast, Target(latency_ms=whole / 2), whole).speedup == 2.0
+    with pytest.raises(ScheduleError, match=f"takes {whole / 2:.0f} ms .2.00x. at 38.6 dB"):
+        choose(fast, Target(latency_ms=whole / 2 - 1), whole)
+
+
+def test_ssim_is_a_target(tmp_path: Path) -> None:
+    found = auto_schedule(small_model(), PROMPTS[:2], 1, tmp_path, Target(ssim=0.9)).provenance["auto"]
+    assert found["chosen"]["ssim"] >= 0.9
+    values = [p["ssim"] for p in found["front"]]
+    assert values == sorted(values, reverse=True)
+    near = Point(Plan(COUNT, COUNT), 1.5, Fidelity((9.0,), (0.98777,)), 9.0)
+    with pytest.raises(ScheduleError, match=r"SSIM 0.99: .* 0.9878 at 1.50x; run again with --min-ssim 0.987 or less"):
+        choose([near], Target(ssim=0.99))
+
+
+def test_fewer_dimensions_change_less(tmp_path: Path) -> None:
+    """What a search may not touch stays dense in everything it ran."""
+    trials = Trials(small_model(), SEEDED, "key", tmp_path / "trials.json")
+    for name, kept in {"guidance": lambda p: p.runs == COUNT and not p.changes, "token": lambda p: p.runs == p.guided}.items():
+        search = Search(trials, Price(PROFILE), dimensions=frozenset((name,)))
+        search.run()
+        plans = [p.plan for p in search.points.values()]
+        assert len(plans) > 2
+        assert all(kept(plan) for plan in plans)
+        assert not any(change.skipped for plan in plans for change in plan.changes.values())
+
+
+def test_latency_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts, costs = tmp_path / "prompts.txt", tmp_path / "costs.json"
+    prompts.write_text("\n".join(PROMPTS[:2]))
+    made_table().save(costs)
+    common = ["--model", str(write_profile(tmp_path / "small.yaml")), "--weights", "random", "--prompts", str(prompts)]
+    common += ["--out", str(tmp_path / "out")]
+    whole = made_table().predict(dense(PROFILE))
+    auto = [*common, "--policy", "auto", "--costs", str(costs)]
+    assert calibrate([*auto, "--target-latency-ms", f"{0.8 * whole:.1f}"]) == 0
+    assert "ms predicted" in capsys.readouterr().out
+    assert "Speed is latency, predicted" in (tmp_path / "out" / "report.html").read_text()
+    other = replace(made_table(), model="tiny")
+    other.save(tmp_path / "other.json")
+    for options, message in (
+        ([*common, "--policy", "auto", "--target-latency-ms", "9"], "--target-latency-ms needs --costs"),
+        ([*common, "--policy", "skip-1", "--costs", str(costs)], "--costs is for --policy auto"),
+        ([*common, "--policy", "auto", "--min-ssim", "1"], "--min-ssim must be between 0 and 1"),
+        ([*common, "--policy", "auto", "--costs", "none.json"], "no such cost table"),
+        ([*common, "--policy", "auto", "--costs", str(tmp_path / "other.json")], "is of model tiny"),
+    ):
+        assert calibrate(options) == 2
         assert message in capsys.readouterr().err
