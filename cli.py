@@ -14,6 +14,9 @@ COMMANDS = {
     "calibrate": ("calibrate.cli", "prompts and a model to measurements, schedule.yaml and report.html"),
     "build-engine": ("compile.cli", "a schedule and a model to an engine bundle"),
     "run": ("runtime.cli", "prompts to images, as run-engine"),
+    "eval": ("benchmarks.evaluate.cli", "engines beside a reference: fidelity, SceneEval, images for GenEval"),
+    "bench": ("benchmarks.latency.cli", "latency of one image on a GPU, scale by scale"),
+    "sweep": ("benchmarks.sweep.cli", "every policy over its range: one table, one plot, one report"),
     "inspect": ("profiles.inspect", "print a schedule, a bundle or a profile as a table"),
     "doctor": ("runtime.doctor", "what this machine can run"),
 }

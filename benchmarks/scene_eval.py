@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from ..models.infinity.generate import build_steps, generate
+from ..models.infinity.parts import infinity_parts
 from ..models.infinity.vae import BsqVae
 from ..models.noise import image_noise
 from ..models.tiny.scene_eval import PROMPTS_PER_TASK, scene_prompts, score
@@ -42,7 +43,7 @@ class Parts(NamedTuple):
 def load_parts(shards: Path, device: str) -> Parts:
     """Read the checkpoints of all three stages."""
     profile = load_profile("tiny")
-    parts = Parts(TextImageModel(profile), BsqVae(profile.vae), Scorer())
+    parts = Parts(TextImageModel(profile), BsqVae(infinity_parts(profile)[1]), Scorer())
     for name, module in zip(("model", "vae", "scorer"), parts, strict=True):
         # the running average has no buffers; theirs are constants
         module.load_state_dict(load_shards(shards, name)[0], strict=name != "model")
@@ -58,7 +59,8 @@ def images_of(parts: Parts, profile: ModelProfile, policy: str, prompts: list[st
     text = parts.model.text_encoder(torch.from_numpy(encoded.ids).to(device))
     lengths = torch.from_numpy(encoded.lengths).to(device)
     tokens = sum(h * w for h, w in profile.sizes)
-    noise = np.stack([image_noise(seed + i, tokens, profile.transformer.token_bits) for i in range(len(prompts))])
+    bits = parts.model.transformer.config.token_bits
+    noise = np.stack([image_noise(seed + i, tokens, bits) for i in range(len(prompts))])
     steps = build_steps(parts.model.transformer, profile, baseline(policy, profile))
     summed = generate(steps, text, lengths, torch.from_numpy(noise).to(device))
     return torch.as_tensor(parts.vae.decoder(summed)).clamp(-1, 1)
@@ -75,9 +77,8 @@ def evaluate(parts: Parts, profile: ModelProfile, policy: str, args: argparse.Na
         found += decode(parts.scorer(images))
         sheet.append(images[:8].cpu())
     if args.sheet:
-        _save_sheet(
-            args.sheet.with_stem(f"{args.sheet.stem}-{policy}-{profile.sampling.cfg:g}-{profile.sampling.tau:g}"), sheet
-        )
+        cfg, tau = (profile.sampling.per_scale(name, 1)[0] for name in ("cfg", "tau"))
+        _save_sheet(args.sheet.with_stem(f"{args.sheet.stem}-{policy}-{cfg:g}-{tau:g}"), sheet)
     table = score(prompts, found)
     tasks = {name: round(share["accuracy"], 3) for name, share in table["tasks"].items()}
     return {"prompts": len(prompts), "overall": round(table["overall"]["accuracy"], 4), "tasks": tasks}
