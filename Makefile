@@ -37,7 +37,7 @@ check: .venv/ready
 		-m toprovar.cli $(PACKAGES:%=-p toprovar.%)
 
 test: check
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 clean:
 	rm -rf .venv $(DEMO) build dist *.egg-info

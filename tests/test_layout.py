@@ -108,6 +108,7 @@ def test_wheel_holds_all_that_runs(root: Path, tmp_path: Path) -> None:
     expected = {f"toprovar/{path.relative_to(root).as_posix()}" for path in _sources(root)}
     expected |= {f"toprovar/profiles/{p.name}" for p in (root / "profiles").glob("*.yaml")}
     expected |= {f"toprovar/profiles/tiny/{p.name}" for p in (root / "profiles" / "tiny").iterdir()}
-    expected |= {"toprovar/__init__.py", "toprovar/cli.py", "toprovar/calibrate/report.html"}
+    expected |= {"toprovar/__init__.py", "toprovar/cli.py", "toprovar/calibrate/report.html", "toprovar/profiles/skipvar.json"}
+    expected |= {"toprovar/compile/build_report.html"}
     assert expected <= names, sorted(expected - names)
     assert not any(name.startswith(("toprovar/tests", "tests")) for name in names)
