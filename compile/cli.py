@@ -16,7 +16,7 @@ from ..profiles.manifest import TARGETS, EngineManifest
 from ..profiles.model import ModelProfile
 from ..profiles.schedule import Schedule
 from ..profiles.tables import schedule_table
-from .plan_options import PlanOptions, add_plan_arguments, check_selection, chosen_precision, plan_options
+from .plan_options import PlanOptions, add_plan_arguments, check_captured, check_selection, chosen_precision, plan_options
 
 if TYPE_CHECKING:
     import torch
@@ -49,10 +49,12 @@ def run(args: argparse.Namespace) -> int:
     precision, options = chosen_precision(args), plan_options(args, profile)
     if options is not None:
         check_selection(schedule, options.target)
+    if args.target == "cuda":
+        check_captured(schedule)
     if args.dry_run:
         from .dry_run import dry_run
 
-        return dry_run(schedule, profile, precision, options)
+        return dry_run(schedule, profile, precision, options, args.target == "cuda")
     from .bundle import check_destination
 
     check_destination(args.out)

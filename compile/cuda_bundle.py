@@ -12,21 +12,9 @@ from safetensors.torch import save_file
 from ..models.family import family_of, stored_modules
 from ..models.load import LoadedModel
 from ..models.text.words import WordTextEncoder
-from ..profiles.errors import ScheduleError
 from ..profiles.manifest import MANIFEST, SCHEDULE, WEIGHTS, EngineManifest, Graph
 from ..profiles.schedule import Schedule
 from .bundle import Progress, check_destination, make_manifest, scale_files, swap
-
-
-def check_schedule(schedule: Schedule) -> None:
-    """Refuse what one captured image cannot do.
-
-    Raises:
-        ScheduleError: The schedule has rungs.
-    """
-    if schedule.rungs:
-        names = ", ".join(rung.name for rung in schedule.rungs)
-        raise ScheduleError(f"policy {schedule.policy} lets each image pick a rung ({names}); build it with --target onnx")
 
 
 def build_cuda_bundle(
@@ -34,7 +22,6 @@ def build_cuda_bundle(
 ) -> EngineManifest:
     """Write the bundle, then swap it in; needs no GPU. Arguments, result and errors as of `build_bundle`."""
     check_destination(out)
-    check_schedule(schedule)
     schedule.check_model(model.profile)
     work = out.with_name(f".{out.name}.building")
     shutil.rmtree(work, ignore_errors=True)

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from small_model import PROMPTS, everything_at_once, small_model, small_profile
 from toprovar.benchmarks.latency.gate import worst_ratio
+from toprovar.compile.cli import main as build_engine
 from toprovar.compile.cuda_bundle import build_cuda_bundle
 from toprovar.models.family import build_steps, noise_of, stored_modules
 from toprovar.models.generate import generate
@@ -139,3 +140,12 @@ def test_words_run_on_the_gpu(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = small_model().text.encoder(torch.from_numpy(ids))  # type: ignore[attr-defined]
     np.testing.assert_allclose(engine.words(ids), expected.numpy(), rtol=0, atol=1e-4)
+
+
+def test_rungs_are_refused_and_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["--target", "cuda", "--out", str(tmp_path / "engine")]
+    assert build_engine(["--policy", "skipvar", *out]) == 2
+    assert "lets each image pick a rung" in capsys.readouterr().err
+    assert build_engine(["--policy", "skip-1", "--dry-run", *out]) == 0
+    assert "captured where it runs" in capsys.readouterr().out
+    assert not list(tmp_path.iterdir())
