@@ -34,9 +34,8 @@ def dry_run(
     weights = sum(p.numel() * WEIGHT_BYTES[precision] for module in modules for p in module.parameters())
     if captured:
         print(schedule_table(schedule, profile))
-        print(
-            f"would write  {weights / 1e6:.0f} MB of weights, {precision}, and the schedule; its graph is captured where it runs"
-        )
+        print(f"would write  {weights / 1e6:.0f} MB of weights, {precision}, and the schedule")
+        print("graph        captured where it runs, on the first image of a size")
         return 0
     layers = sum(len(plan.layers) for plan in plans)
     graphs = len(plans) + 2 + (profile.text.kind == "words")
