@@ -75,7 +75,7 @@ def _kernels() -> str:
 
     if torch.cuda.get_device_capability() < (8, 0):
         raise UnusableError(f"{found}, but the GPU is older than sm_80 (Ampere); the definition in torch is used instead")
-    return f"{found}: attention with entropy, token selection"
+    return f"{found}: attention, blocks, decoder, token selection"
 
 
 def _hopper() -> str:
@@ -134,7 +134,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "torch, CPU": lambda: f"torch {version('torch')}",
     "torch, CUDA": _cuda,
     "ONNX Runtime, CPU": lambda: f"onnxruntime {version('onnxruntime')}",
-    "FAE and token kernels (Triton)": _kernels,
+    "target cuda, its kernels (Triton)": _kernels,
     "FAE kernel for Hopper": _hopper,
     "TensorRT plugin, ahead of time": _ahead_of_time,
     "TensorRT": _tensorrt,
