@@ -134,7 +134,7 @@ CHECKS: dict[str, Callable[[], str]] = {
     "torch, CPU": lambda: f"torch {version('torch')}",
     "torch, CUDA": _cuda,
     "ONNX Runtime, CPU": lambda: f"onnxruntime {version('onnxruntime')}",
-    "target cuda, its kernels (Triton)": _kernels,
+    "target cuda, kernels (Triton)": _kernels,
     "FAE kernel for Hopper": _hopper,
     "TensorRT plugin, ahead of time": _ahead_of_time,
     "TensorRT": _tensorrt,

@@ -105,11 +105,11 @@ def test_doctor_names_each_implementation(capsys: pytest.CaptureFixture[str]) ->
     lines = {line.split("  ")[0]: line for line in text.splitlines()}
     assert f"yes  torch {version('torch')}" in lines["torch, CPU"]
     assert f"yes  onnxruntime {version('onnxruntime')}" in lines["ONNX Runtime, CPU"]
-    for name in ("target cuda, its kernels (Triton)", "FAE kernel for Hopper", "TensorRT plugin, ahead of time", "TensorRT-RTX"):
+    for name in ("target cuda, kernels (Triton)", "FAE kernel for Hopper", "TensorRT plugin, ahead of time", "TensorRT-RTX"):
         assert "  yes  " in lines[name] or "  no  " in lines[name]
     if not torch.cuda.is_available():
         assert "sees no GPU; install a CUDA build of torch" in lines["torch, CUDA"]
-        assert "  no  " in lines["target cuda, its kernels (Triton)"]
+        assert "  no  " in lines["target cuda, kernels (Triton)"]
 
 
 REFUSED = [
