@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from .errors import ProfileError
-from .geometry import Size
-from .vq import VqConfig
+from .vq import VqTransformer
 
 MLP_MULTIPLE = 256
 EARLY_SCALES = 7
@@ -15,7 +14,7 @@ PADDINGS = ("right", "left")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class HartConfig:
+class HartConfig(VqTransformer):
     """Shape of a HART transformer.
 
     Attributes:
@@ -72,27 +71,9 @@ class HartConfig:
         return self.width // self.heads
 
     @property
-    def token_side(self) -> int:
-        return 1
-
-    @property
     def unconditional(self) -> tuple[str, int] | None:
         """Unconditional rows are zeros."""
         return None
-
-    @property
-    def one_geometry(self) -> bool:
-        return True
-
-    def sizes(self, aspect_ratio: float, pixel_budget: str) -> tuple[Size, ...]:
-        """Token grids (h, w), coarse to fine; always the same."""
-        return tuple((n, n) for n in self.patch_nums)
-
-    def check_vae(self, vae: VqConfig) -> None:
-        """Refuse a VQVAE of other codes."""
-        theirs, ours = (vae.vocabulary, vae.latent_channels), (self.vocabulary, self.latent_channels)
-        if theirs != ours:
-            raise ProfileError("the VQVAE has {} codes of {} channels, the transformer {} of {}".format(*theirs, *ours))
 
     def layer_flops(self, tokens: int, keys: int, text_tokens: int) -> int:
         """Of one layer and row: self-attention to `keys` and the text, and MLP; a multiply-add counts as two."""

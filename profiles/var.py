@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from .errors import ProfileError
-from .geometry import Size
-from .vq import VqConfig
+from .vq import VqTransformer
 
 HEAD_WIDTH = 64
 MLP_MULTIPLE = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class VarConfig:
+class VarConfig(VqTransformer):
     """Shape of a VAR transformer.
 
     Attributes:
@@ -63,10 +62,6 @@ class VarConfig:
         return self.width
 
     @property
-    def token_side(self) -> int:
-        return 1
-
-    @property
     def text_tokens(self) -> int | None:
         """A class is one token."""
         return 1
@@ -75,20 +70,6 @@ class VarConfig:
     def unconditional(self) -> tuple[str, int] | None:
         """Where a bundle keeps the features of unconditional rows, and the first of them."""
         return "transformer.class_emb.weight", -1
-
-    @property
-    def one_geometry(self) -> bool:
-        return True
-
-    def sizes(self, aspect_ratio: float, pixel_budget: str) -> tuple[Size, ...]:
-        """Token grids (h, w), coarse to fine; always the same."""
-        return tuple((n, n) for n in self.patch_nums)
-
-    def check_vae(self, vae: VqConfig) -> None:
-        """Refuse a VQVAE of other codes."""
-        theirs, ours = (vae.vocabulary, vae.latent_channels), (self.vocabulary, self.latent_channels)
-        if theirs != ours:
-            raise ProfileError("the VQVAE has {} codes of {} channels, the transformer {} of {}".format(*theirs, *ours))
 
     def layer_flops(self, tokens: int, keys: int, text_tokens: int) -> int:
         """Of one layer and row: self-attention to `keys` and MLP; a multiply-add counts as two."""

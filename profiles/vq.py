@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .errors import ProfileError
+from .geometry import Size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,3 +39,31 @@ class VqConfig:
     def stride(self) -> int:
         """Image pixels a latent position."""
         return int(2 ** (len(self.channel_mult) - 1))
+
+
+class VqTransformer:
+    """What a transformer over such a VQVAE's codes answers alike, whatever its family."""
+
+    __slots__ = ()
+
+    vocabulary: int
+    latent_channels: int
+    patch_nums: tuple[int, ...]
+
+    @property
+    def token_side(self) -> int:
+        return 1
+
+    @property
+    def one_geometry(self) -> bool:
+        return True
+
+    def sizes(self, aspect_ratio: float, pixel_budget: str) -> tuple[Size, ...]:
+        """Token grids (h, w), coarse to fine; always the same."""
+        return tuple((n, n) for n in self.patch_nums)
+
+    def check_vae(self, vae: VqConfig) -> None:
+        """Refuse a VQVAE of other codes."""
+        theirs, ours = (vae.vocabulary, vae.latent_channels), (self.vocabulary, self.latent_channels)
+        if theirs != ours:
+            raise ProfileError("the VQVAE has {} codes of {} channels, the transformer {} of {}".format(*theirs, *ours))

@@ -86,7 +86,6 @@ def _layers(
     x = torch.randn(rows * batch, tokens, config.width, device=like.device, dtype=like.dtype)
     table = rope_table(plan.size, rope_reference(steps.steps[0].profile.aspect_ratio), config.head_width).to(like.device)
     rope = (table[0, :tokens], table[1, :tokens])
-    steps.workspace.plan = plan
     blocks: list[Any] = list(steps.steps[0].blocks())[: config.depth : config.depth // LAYERS][:LAYERS]
     steps.workspace.plan = plan
 

@@ -15,14 +15,9 @@ from .. import generate as common
 from ..generate import Noise, OnScale, condition_rows
 from ..state import State
 from .step import ScaleStep
-from .transformer import Condition, Infinity
+from .transformer import Infinity
 
-__all__ = ["OnScale", "build_steps", "condition_rows", "generate", "initial_state", "run_scales"]
-
-
-def initial_state(condition: Condition) -> State:
-    """The state before the first scale."""
-    return condition.state()
+__all__ = ["OnScale", "build_steps", "condition_rows", "generate", "run_scales"]
 
 
 def build_steps(model: Infinity, profile: ModelProfile, schedule: Schedule, observe: bool = False) -> tuple[ScaleStep, ...]:
