@@ -6,6 +6,7 @@ cost of their own length. Its memory is taken during the capture and kept, so a 
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -70,6 +71,8 @@ class Captured:
             call()
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
+        # a graph that is garbage must not be destroyed while another is captured
+        gc.collect()
         # memory of the run before would stay reserved beside the graph's own
         torch.cuda.empty_cache()
         self._graph = torch.cuda.CUDAGraph()

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from ...plugins.branch_tokens import restore_tokens, token_distance
 from ...plugins.flash_attention_entropy import flash_attention, flash_attention_entropy
 from ...plugins.residual_norm import residual_norm
 from ...plugins.rotary_cache import rotary_cache
+from ...plugins.skinny_linear import linear, partial_sums, summed
 from ...plugins.text_attention import text_attention
 from ...plugins.token_select import select_tokens
 from ...profiles.model import ModelProfile
@@ -160,20 +160,20 @@ class FusedBlock:
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Self-attention of the tokens given, after its gate."""
         attended, k, v, entropy = self._attend(self.workspace.normed(self.layer, x), rope, past, with_entropy)
-        return attended * self._vectors(x)[:, None, GAMMA1], k, v, entropy
+        return summed(attended, x) * self._vectors(x)[:, None, GAMMA1], k, v, entropy
 
     def cross_branch(self, x: Tensor, text: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Attention of the tokens given to the text."""
         _, normed = residual_norm(x, None, None, *self.cross_norm, one=False)
         assert normed is not None
-        return self._cross(normed, text)
+        return summed(self._cross(normed, text), x)
 
     def mlp_branch(self, x: Tensor, shared: Tensor) -> Tensor:
         """The MLP of the tokens given, after its gate."""
         vectors = self._vectors(x)
         _, normed = residual_norm(x, None, None, vectors[:, SCALE2], vectors[:, SHIFT2])
         assert normed is not None
-        return self._mlp(normed) * vectors[:, None, GAMMA2]
+        return summed(self._mlp(normed), x) * vectors[:, None, GAMMA2]
 
     def _vectors(self, x: Tensor) -> Tensor:
         """`[R, 6, C]`: gamma1, gamma2, scale1, scale2, shift1, shift2."""
@@ -183,7 +183,7 @@ class FusedBlock:
         self, normed: Tensor, rope: Rope, past: tuple[Tensor, Tensor] | None, with_entropy: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         rows, tokens, _ = normed.shape
-        qkv = F.linear(normed.flatten(0, 1), self.qkv, self.qkv_bias).view(rows, tokens, 3, self.heads, -1)
+        qkv = linear(normed, self.qkv, self.qkv_bias).view(rows, tokens, 3, self.heads, -1)
         older = past[0].shape[2] if past is not None else 0
         new, every = self.workspace.arena.place(self.layer, self.workspace.plan.scale, rows, older, tokens)
         q = rotary_cache(qkv, self.factor, *rope, new[0], new[1])
@@ -193,24 +193,21 @@ class FusedBlock:
             output, entropy = flash_attention_entropy(q, k, v, 1.0)
         else:
             output = flash_attention(q, k, v, 1.0)
-        return self.proj(output.transpose(1, 2).flatten(2)), k, v, entropy
+        return _partial(self.proj, output.transpose(1, 2).flatten(2)), k, v, entropy
 
     def _cross(self, normed: Tensor, text: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         k, v, _ = text
-        q = self.cross_q(normed).unflatten(-1, (self.heads, -1))
+        q = _partial(self.cross_q, normed).unflatten(-1, (self.heads, -1))
         output = text_attention(q, k, v, self.workspace.lengths[: len(normed)], q.shape[-1] ** -0.5)
-        return self.cross_proj(output.flatten(2))  # type: ignore[no-any-return]
+        return _partial(self.cross_proj, output.flatten(2))
 
     def _mlp(self, normed: Tensor) -> Tensor:
-        return self.fc2(linear_gelu(normed, self.fc1))  # type: ignore[no-any-return]
+        return _partial(self.fc2, linear(normed, self.fc1.weight, self.fc1.bias, gelu=True))
 
 
-def linear_gelu(x: Tensor, layer: nn.Linear) -> Tensor:
-    """tanh GELU of a linear layer; on a GPU inside the matrix product."""
-    if not x.is_cuda:
-        return F.gelu(layer(x), approximate="tanh")
-    rows: Tensor = torch._addmm_activation(layer.bias, x.flatten(0, -2), layer.weight.t(), use_gelu=True)
-    return rows.view(*x.shape[:-1], -1)
+def _partial(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The layer's result, as partial sums where `partial_sums` leaves such."""
+    return partial_sums(x, layer.weight, layer.bias)
 
 
 class FusedInfinity:

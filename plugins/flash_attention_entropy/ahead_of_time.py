@@ -224,4 +224,5 @@ def _constants(width: int, scale: float, tactic: Tactic) -> dict[str, Any]:
         "ENTROPY": True,
         "PRECISION": "tf32",
         "UPCAST": False,
+        "DEPENDENT": False,
     }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 # finite stand-ins of -inf: they give weight 0 without the NaN of 0 * -inf
 LOWEST = tl.constexpr(-3.0e38)
@@ -74,12 +75,16 @@ def fae_forward(
     factor,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, SPLITS: tl.constexpr,
     ENTROPY: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Program (i, b * heads + h, s) reads share s of the keys for rows i * BLOCK_Q ... of o `[B, H, Nq, D]`, e `[B, H, Nq]`.
 
     `factor` is scale * log2(e), at least 0. `UPCAST` computes in fp32, for the interpreter, whose bf16 products are wrong.
     With SPLITS > 1, o and e are the fp32 workspaces that `fae_combine` reads.
     """
+    if DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()
     row_start = tl.program_id(0) * BLOCK_Q
     bh = tl.program_id(1).to(tl.int64)
     b = bh // heads

@@ -15,6 +15,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..dependent import dependent
 from .kernel import fae_combine, fae_forward
 
 LOG2_E = math.log2(math.e)
@@ -117,11 +118,12 @@ def launch_tile(
     if shares > 1:
         part = torch.empty(shares, lines, queries, width, dtype=torch.float32, device=q.device)
         stats = torch.empty(3, shares, lines, queries, dtype=torch.float32, device=q.device)
+    ahead = dependent(q)
     constants = {"D": width, "BLOCK_D": triton.next_power_of_2(width), "SPLITS": shares, "ENTROPY": entropy}
     fae_forward[(blocks, lines, shares)](
         q, k, v, *q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3], heads, queries, k.shape[2],
         part, stats, factor, BLOCK_Q=tile.queries, BLOCK_K=tile.keys, PRECISION="ieee", UPCAST=upcast,
-        num_warps=tile.warps, num_stages=tile.stages, **constants,
+        DEPENDENT=ahead, num_warps=tile.warps, num_stages=tile.stages, launch_pdl=ahead, **constants,
     )  # fmt: skip
     if shares > 1:
         fae_combine[(queries, lines)](part, stats, *o.stride()[:3], heads, queries, o, e, num_warps=2, **constants)

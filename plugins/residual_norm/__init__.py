@@ -27,7 +27,7 @@ def residual_norm(
 
     Args:
         x: `[R, N, C]`, contiguous.
-        update: `[R, N, C]`, contiguous, or None.
+        update: `[R, N, C]`, contiguous, or `[S, R, N, C]` whose sum over S it is, or None.
         gate: `[R, C]` or `[1, C]`, multiplies the update; None is 1.
         scale: `[R, C]` or `[1, C]`, multiplies the normalised stream; None leaves the norm out.
         shift: As `scale`.

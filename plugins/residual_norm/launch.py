@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..dependent import dependent
 from .kernel import residual_norm_kernel
 from .reference import EPS
 
@@ -21,13 +22,15 @@ def residual_norm(
     if x.numel() == 0 or (update is None and normed is None):
         return stream, normed
     block = triton.next_power_of_2(channels)
+    parts = 0 if update is None else len(update) if update.ndim > x.ndim else 1
+    ahead = dependent(x)
     with torch.cuda.device_of(x):
         residual_norm_kernel[(x.shape[0] * tokens,)](
             x, x if update is None else update.contiguous(), *(x if part is None else part for part in (gate, scale, shift)),
-            *(_row_stride(part) for part in (gate, scale, shift)), tokens, channels,
+            *(_row_stride(part) for part in (gate, scale, shift)), tokens, channels, x.numel(),
             stream, x if normed is None else normed,
-            UPDATE=update is not None, GATE=gate is not None, NORM=normed is not None, ONE=one, EPS=EPS, BLOCK=block,
-            num_warps=min(8, max(1, block // 512)),
+            PARTS=parts, GATE=gate is not None, NORM=normed is not None, ONE=one, EPS=EPS, BLOCK=block, DEPENDENT=ahead,
+            num_warps=min(8, max(1, block // 512)), launch_pdl=ahead,
         )  # fmt: skip
     return stream, normed
 

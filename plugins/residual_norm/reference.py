@@ -13,6 +13,8 @@ def residual_norm(
 ) -> tuple[Tensor, Tensor | None]:
     """As `residual_norm` of the package."""
     stream = x.float()
+    if update is not None and update.ndim > x.ndim:
+        update = update.float().sum(dim=0)
     if update is not None:
         stream = stream + (update.float() if gate is None else update.float() * gate.float()[:, None])
     kept = x if update is None else stream.to(x.dtype)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -19,9 +20,12 @@ def rotary_cache_kernel(
     factor_ptr, cos_ptr, sin_ptr, angle_stride_r, angle_stride_n, tokens, heads,
     k_stride_r, k_stride_h, k_stride_n, v_stride_r, v_stride_h, v_stride_n,
     qkv_ptr, k_ptr, v_ptr,
-    D: tl.constexpr, BLOCK_D: tl.constexpr, HEADS: tl.constexpr, EPS: tl.constexpr,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, HEADS: tl.constexpr, EPS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Program (r * N + n, g) handles heads g * HEADS ... of token n in batch row r."""
+    if DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()
     line = tl.program_id(0).to(tl.int64)
     r = line // tokens
     n = line % tokens

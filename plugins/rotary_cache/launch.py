@@ -6,6 +6,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..dependent import dependent
 from .kernel import rotary_cache_kernel
 from .reference import EPS
 
@@ -21,10 +22,12 @@ def rotary_cache(qkv: Tensor, factor: Tensor, cos: Tensor, sin: Tensor, keys: Te
     block = triton.next_power_of_2(width)
     group = max(1, min(_VALUES // block, triton.next_power_of_2(heads)))
     own = cos.ndim == 4  # each row has its own tokens
+    ahead = dependent(qkv)
     with torch.cuda.device_of(qkv):
         rotary_cache_kernel[(rows * tokens, triton.cdiv(heads, group))](
             factor, cos, sin, cos.stride(0) if own else 0, cos.stride(-2), tokens, heads,
             *keys.stride()[:3], *values.stride()[:3], qkv, keys, values,
-            D=width, BLOCK_D=block, HEADS=group, EPS=EPS, num_warps=max(1, group * block // 128),
+            D=width, BLOCK_D=block, HEADS=group, EPS=EPS, DEPENDENT=ahead,
+            num_warps=max(1, group * block // 128), launch_pdl=ahead,
         )  # fmt: skip
     return qkv[:, :, 0].transpose(1, 2)

@@ -17,14 +17,14 @@ def text_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, scale: floa
     """Attend to the first `lengths[r]` keys of each row r.
 
     Args:
-        q: `[R, N, H, D]`, last dimension contiguous.
+        q: `[R, N, H, D]`, last dimension contiguous, or `[S, R, N, H, D]` fp32 whose sum over S it is.
         k: `[R, H, T, D]`, any strides with a contiguous last dimension.
         v: As `k`.
         lengths: `[R]` int32 or int64, 1 to T.
         scale: Multiplies the logits, usually `D ** -0.5`.
 
     Returns:
-        `[R, N, H, D]`, contiguous, in q's dtype.
+        `[R, N, H, D]`, contiguous, in k's dtype.
     """
     if not q.is_cuda or q.shape[-1] > WIDEST or q.shape[-1] % 16:
         return reference.text_attention(q, k, v, lengths, scale)

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
 def text_attention_kernel(
     q_ptr, k_ptr, v_ptr, lengths_ptr,
     q_stride_r, q_stride_n, q_stride_h, k_stride_r, k_stride_h, k_stride_t, v_stride_r, v_stride_h, v_stride_t,
-    heads, tokens, factor, o_ptr,
+    heads, tokens, part_stride, factor, o_ptr,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    PARTS: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
-    """Program (i, r * H + h) writes tokens i * BLOCK_Q ... of o `[R, N, H, D]`; `factor` is scale * log2(e)."""
+    """Program (i, r * H + h) writes tokens i * BLOCK_Q ... of o `[R, N, H, D]`; `factor` is scale * log2(e).
+
+    q is the sum of `PARTS` tensors.
+    """
+    if DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()
     line = tl.program_id(1).to(tl.int64)
     r = line // heads
     h = line % heads
@@ -25,6 +33,9 @@ def text_attention_kernel(
     rows_64 = rows.to(tl.int64)
     q_place = r * q_stride_r + h * q_stride_h + rows_64[:, None] * q_stride_n + depth[None, :]
     q = tl.load(q_ptr + q_place, mask=inside, other=0.0)  # [BLOCK_Q, BLOCK_D]
+    for part in tl.static_range(1, PARTS):
+        q += tl.load(q_ptr + part * part_stride + q_place, mask=inside, other=0.0)
+    q = q.to(o_ptr.dtype.element_ty)
     k_base = k_ptr + r * k_stride_r + h * k_stride_h
     v_base = v_ptr + r * v_stride_r + h * v_stride_h
     o = tl.zeros([BLOCK_Q, BLOCK_D], tl.float32)
