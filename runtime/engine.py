@@ -117,4 +117,6 @@ def session_options(threads: int | None) -> Any:
     options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    # each graph has threads of its own, and those of the last one must not spin while the next one runs
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     return options
