@@ -12,20 +12,22 @@ import html
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from ..profiles.baselines import dense
 from ..profiles.errors import MeasurementError
 from ..profiles.measurements import Measurements
 from ..profiles.model import ModelProfile
-from ..profiles.plan import TEXT_TOKENS, ScalePlan, plan_scales, scale_flops, schedule_flops
+from ..profiles.pages import fill_page
+from ..profiles.plan import TEXT_TOKENS, ScalePlan, plan_scales, scale_flops
 from ..profiles.schedule import Schedule
 from ..profiles.strict import write_atomic
+from ..profiles.tables import flops_speedups, speed_span
 from . import example_figures as examples
 from . import figures
 from .policy import representative_scale
 from .search import figures as search_figures
+from .search import rule_page
 
 TEMPLATE = Path(__file__).with_name("report.html")
 NO_EXAMPLES = "<p>The measurements hold no example images.</p>"
@@ -70,7 +72,7 @@ def write_report(path: Path, measurements: Measurements, schedule: Schedule, pro
     schedule.check_model(profile)
     if measurements.sizes != profile.sizes or measurements.header["layers"] != profile.transformer.depth:
         raise MeasurementError(f"measurements are not of model {profile.name} at this geometry; run `calibrate` for it")
-    page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(_parts(measurements, schedule, profile))
+    page = fill_page(TEMPLATE, _parts(measurements, schedule, profile))
     write_atomic(path, page.encode())
 
 
@@ -98,13 +100,13 @@ def _parts(measurements: Measurements, schedule: Schedule, profile: ModelProfile
 
 def _facts(measurements: Measurements, schedule: Schedule, profile: ModelProfile) -> str:
     header = measurements.header
-    (height, width), speedup = profile.image_size, schedule_flops(dense(profile), profile) / schedule_flops(schedule, profile)
+    (height, width), speedup = profile.image_size, speed_span(flops_speedups(schedule, profile), 3, "×")
     target = schedule.provenance.get("target_speedup")
     weights = hashlib.sha256(json.dumps(header["weights"], sort_keys=True).encode()).hexdigest()
     rows = [
         ("Model", html.escape(f"{profile.name}, {width}×{height} pixels, {profile.transformer.depth} layers")),
         ("Policy", html.escape(schedule.policy) + (f", target {target:g}×" if target else "")),
-        ("Speed-up in FLOPs", f"<strong>{speedup:.3f}×</strong>, predicted; time depends on the target it is compiled for"),
+        ("Speed-up in FLOPs", f"<strong>{speedup}</strong>, predicted; time depends on the target it is compiled for"),
         ("Prompts", f"{measurements.images}, noise seed {html.escape(str(header['seed']))}"),
         *(
             (name, f"<code>{html.escape(digest)}</code>")
@@ -216,7 +218,16 @@ def _front_section(found: dict[str, Any] | None) -> str:
     figures_ = _figure(search_figures.front_chart(found), "PSNR over speed-up") + _figure(
         search_figures.singles_chart(found), "Cost of pruning one scale"
     )
-    return f'<h2>The search</h2>{text}{figures_}<div class="scroll">{table}</div>'
+    return f'<h2>The search</h2>{text}{figures_}<div class="scroll">{table}</div>{_rule_section(found.get("adaptive"))}'
+
+
+def _rule_section(found: dict[str, Any] | None) -> str:
+    """How images pick their rungs."""
+    if found is None:
+        return ""
+    picture = _figure(rule_page.rule_chart(found), "Entropy statistic over fidelity, by rung")
+    table = _table(rule_page.HEADS, rule_page.rule_rows(found), numbers=(1, 2, 3, 4))
+    return f'<h2>Rungs</h2><p>{html.escape(rule_page.rule_text(found))}</p>{picture}<div class="scroll">{table}</div>'
 
 
 def _entropy_section(measurements: Measurements, schedule: Schedule) -> str:

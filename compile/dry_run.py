@@ -35,7 +35,8 @@ def dry_run(
     if captured:
         print(schedule_table(schedule, profile))
         print(f"would write  {weights / 1e6:.0f} MB of weights, {precision}, and the schedule")
-        print("graph        captured where it runs, on the first image of a size")
+        one = f", one up to the decision and {len(schedule.rungs)} of rungs" if schedule.rungs else ""
+        print(f"graph        captured where it runs, on the first image of a size{one}")
         return 0
     layers = sum(len(plan.layers) for plan in plans)
     graphs = len(plans) + 2 + (profile.text.kind == "words")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
+
+from ..profiles.pages import fill_page
 
 TEMPLATE = Path(__file__).with_name("build_report.html")
 PAGE = "build_report.html"
@@ -18,7 +19,7 @@ def page(content: dict[str, Any]) -> str:
     """The page of a report (`build_report.report`)."""
     title = f"Build report: {content['flavour']} {content['version']}"
     parts = {"title": html.escape(title), "facts": _facts(content), "plans": _plans(content)}
-    return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(parts)
+    return fill_page(TEMPLATE, parts)
 
 
 def _facts(content: dict[str, Any]) -> str:

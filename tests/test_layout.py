@@ -109,6 +109,6 @@ def test_wheel_holds_all_that_runs(root: Path, tmp_path: Path) -> None:
     expected |= {f"toprovar/profiles/{p.name}" for p in (root / "profiles").glob("*.yaml")}
     expected |= {f"toprovar/profiles/tiny/{p.name}" for p in (root / "profiles" / "tiny").iterdir()}
     expected |= {"toprovar/__init__.py", "toprovar/cli.py", "toprovar/calibrate/report.html", "toprovar/profiles/skipvar.json"}
-    expected |= {"toprovar/compile/build_report.html"}
+    expected |= {"toprovar/compile/build_report.html", "toprovar/profiles/pages.css"}
     assert expected <= names, sorted(expected - names)
     assert not any(name.startswith(("toprovar/tests", "tests")) for name in names)

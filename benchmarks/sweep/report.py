@@ -9,11 +9,11 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from string import Template
 from typing import Any
 
 import numpy as np
 
+from ...profiles.pages import fill_page
 from ...profiles.strict import write_atomic
 from .front import SPEEDS, Record, margins
 from .measure import PICTURES
@@ -62,7 +62,7 @@ def write_results(out: Path, found: Sequence[Record]) -> list[Path]:
         "gain": str(DIFFERENCE_GAIN),
         "machine": html.escape(f"{done[0]['machine']}, {done[0]['threads']} threads, target {done[0]['target']}"),
     }
-    page = Template(TEMPLATE.read_text(encoding="utf-8")).substitute(parts)
+    page = fill_page(TEMPLATE, parts)
     files = {
         "sweep.csv": text.getvalue().encode(),
         "sweep.json": (json.dumps(data, indent=1, sort_keys=True) + "\n").encode(),
