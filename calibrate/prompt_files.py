@@ -1,8 +1,8 @@
 """Rows of one column from a local text, JSON, CSV or Parquet file, each mistake told in one line.
 
-All rows are read by `datasets`. Its errors are long and speak of its cache, and it guesses types from the values, so what
-can be checked cheaply is checked here first. It then gets a plainly named copy of the file: it takes `a[1].txt` for a
-pattern and skips hidden folders.
+Lines of text are read here, all other rows by `datasets`. Its errors are long and speak of its cache, and it guesses types from
+the values, so what can be checked cheaply is checked here first. It then gets a plainly named copy of the file: it takes
+`a[1].txt` for a pattern and skips hidden folders.
 """
 
 import csv
@@ -61,9 +61,11 @@ def read_file(path: Path, column: str | None) -> list[str | None]:
     Raises:
         PromptError: The content is binary, malformed or blank, or lacks a column of text.
     """
+    kind = KINDS[path.suffix.lower()]
+    if kind == "text":
+        return _text_rows(path, column)
     import datasets
 
-    kind = KINDS[path.suffix.lower()]
     with tempfile.TemporaryDirectory(prefix="toprovar-prompts-") as scratch, _quiet_datasets():
         copy = Path(scratch) / f"prompts.{kind}"
         options = _PREPARE[kind](path, column, copy)
@@ -103,9 +105,10 @@ def _read_text(path: Path) -> str:
     return text
 
 
-def _prepare_text(path: Path, column: str | None, copy: Path) -> dict[str, Any]:
-    copy.write_bytes(_read_text(path).encode())
-    return {"encoding": "utf-8"}
+def _text_rows(path: Path, column: str | None) -> list[str | None]:
+    """Lines of a text file, whose only column is `text`."""
+    _pick_column(str(path), ["text"], column)
+    return list(io.StringIO(_read_text(path), newline=None).read().rstrip("\n").split("\n"))
 
 
 def _prepare_json(path: Path, column: str | None, copy: Path) -> dict[str, Any]:
@@ -188,7 +191,7 @@ def _prepare_parquet(path: Path, column: str | None, copy: Path) -> dict[str, An
     return {}
 
 
-_PREPARE = {"text": _prepare_text, "json": _prepare_json, "csv": _prepare_csv, "parquet": _prepare_parquet}
+_PREPARE = {"json": _prepare_json, "csv": _prepare_csv, "parquet": _prepare_parquet}
 
 
 def _pick_column(source: str, columns: Sequence[str], column: str | None) -> str:

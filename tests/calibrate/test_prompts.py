@@ -3,10 +3,12 @@
 import hashlib
 import json
 import socket
+import sys
 import time
 
 import numpy as np
 import pytest
+from toprovar.calibrate.prompt_files import read_file
 from toprovar.calibrate.prompts import load_prompts
 from toprovar.profiles.errors import PromptError
 
@@ -196,3 +198,11 @@ def test_progress_bars_are_left_as_they_were(tmp_path):
     hidden, level = datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     load_prompts(write(tmp_path, "p.jsonl", json.dumps({"prompt": "a"})))
     assert (datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()) == (hidden, level)
+
+
+def test_a_text_file_needs_no_datasets(tmp_path, monkeypatch):
+    """Red before: `--prompts p.txt` failed where `datasets` was not installed."""
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    path = tmp_path / "p.txt"
+    path.write_text("a red circle\na blue star\n")
+    assert read_file(path, None) == ["a red circle", "a blue star"]
