@@ -69,7 +69,7 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
     need_ssim()
     from ...profiles.costs import CostTable
     from .drawing import Drawer, Readers, jobs_of, tally
-    from .scenes import chosen_prompts, detector
+    from .scenes import chosen_prompts, detector, need_texts
     from .summary import machine, records, rows, significance
 
     costs = CostTable.load(args.costs) if args.costs else None
@@ -77,6 +77,9 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
     texts = [prompt.prompt for prompt in judged] if judged is not None else prompts_of(args.prompts, args.limit)
     readers = Readers(detector() if judged is not None else None, _clip(args))
     drawers = [Drawer(folder, args.threads) for folder in (args.reference, *args.engine)]
+    if judged is not None:
+        for drawer in drawers:
+            need_texts(drawer.engine.profile, "SceneEval")
     tallies = tally(drawers, jobs_of(texts, args.seed, args.seeds), readers, args.warm_up)
     found = records(drawers, tallies, judged * args.seeds if judged is not None else None, costs)
     print(table(rows(found)))
@@ -105,13 +108,16 @@ def _geneval(args: argparse.Namespace) -> dict[str, Any]:
     """Images in GenEval's folders; the score is GenEval's own program's to give."""
     from .drawing import Drawer
     from .geneval import draw_folders, read_metadata, score_folders
+    from .scenes import need_texts
 
     entries = read_metadata(args.metadata)[: args.limit]
     read = _clip(args)
     found, lines = [], [["engine", "images drawn", "already there", *(["CLIPScore"] if read else [])]]
     for folder in ([args.reference] if args.reference else []) + args.engine:
         out = args.images / folder.resolve().name
-        drawn = draw_folders(Drawer(folder, args.threads), entries, out, args.samples, args.seed)
+        drawer = Drawer(folder, args.threads)
+        need_texts(drawer.engine.profile, "GenEval")
+        drawn = draw_folders(drawer, entries, out, args.samples, args.seed)
         clip = [round(score_folders(out, entries, args.samples, read), 3)] if read else []
         there = len(entries) * args.samples - drawn
         found.append({"engine": str(folder), "images": str(out), "drawn": drawn, "there": there, "clip_score": clip})

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ...models.tiny.scene_eval import PROMPTS_PER_TASK, ScenePrompt, judge, scene_prompts, score
+from ...profiles.errors import PromptError
+from ...profiles.model import ModelProfile
 from .drawing import Pixels
 
 Z95 = 1.959964
@@ -62,6 +64,18 @@ def paired(right: Sequence[bool], reference: Sequence[bool]) -> Paired:
         high=min(1.0, up - down + half),
         images_for_a_point=math.ceil(variance * (Z95 / POINT) ** 2) - 2,
     )
+
+
+def need_texts(profile: ModelProfile, suite: str) -> None:
+    """Refuse a model of classes where prompts are texts.
+
+    Raises:
+        PromptError: The model draws classes.
+    """
+    if profile.text.kind == "classes":
+        raise PromptError(
+            f"{suite} asks for texts, {profile.name} draws classes; compare it by fidelity, with a file of classes"
+        )
 
 
 def chosen_prompts(limit: int | None) -> list[ScenePrompt]:

@@ -54,9 +54,12 @@ def run(args: argparse.Namespace) -> int:
     """Make and measure what is missing, then write table, plot and report."""
     need_ssim()
     profile = chosen_profile(args)
+    from ..evaluate.scenes import need_texts
     from .policies import CALIBRATED, check_policies, default_policies
     from .report import write_results
 
+    if args.scene_eval:
+        need_texts(profile, "SceneEval")
     names = args.policies or default_policies(profile)
     if "dense" not in names:
         names = ["dense", *names]
