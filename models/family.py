@@ -70,6 +70,10 @@ class ImageSteps(Protocol):
         """Summed codes `[B, d, H, W]` from features `[R, T, Ct]`, lengths `[R]` and the noise of every scale."""
         ...
 
+    def resume(self, text: Tensor, lengths: Tensor, state: State, noise: Sequence[Mapping[str, Tensor]]) -> Tensor:
+        """The same for the last scales of an image, from the state that the ones before left."""
+        ...
+
 
 def family_of(profile: ModelProfile) -> Family:
     """The family of a profile."""

@@ -44,3 +44,7 @@ class PlainSteps:
     def run(self, text: Tensor, lengths: Tensor, noise: Noise) -> Tensor:
         """Summed codes `[B, d, H, W]`."""
         return run_scales(self.steps, self.begin(text, lengths), noise)["summed"]
+
+    def resume(self, text: Tensor, lengths: Tensor, state: State, noise: Noise) -> Tensor:
+        """Summed codes `[B, d, H, W]`, from the state that earlier scales left."""
+        return run_scales(self.steps, {**self.begin(text, lengths), **state}, noise)["summed"]

@@ -9,10 +9,12 @@ B images; R rows, B conditional and then B unconditional while guidance runs:
     delta.L                 [R, C, h, w] update of layer L at the scale that a later one enlarges
     delta_attention.L, ...  [R, C, h, w] outputs of the branches of layer L, after their gates, at the scale that a later one
                             enlarges
+    difference              [B, V, h, w] conditional minus unconditional logits of the last guided scale, fp32
     noise, ...              [B, N, ...] this scale's part of the image's noise
     cfg, ...                [1] numbers of this scale, such as the guidance strength (`controls` of the profile's sampling)
 
-`summed`, `entropy`, the noise and the numbers are fp32 whatever the model's dtype: tokens are drawn and codes summed in fp32.
+`summed`, `entropy`, `difference`, the noise and the numbers are fp32 whatever the model's dtype: tokens are drawn and codes
+summed in fp32.
 """
 
 from __future__ import annotations

@@ -39,12 +39,17 @@ class ScaleStep(nn.Module, ABC):
         super().__init__()
         self.profile, self.plan, self.dtype, self.observe = profile, plan, like.dtype, observe
         self.enlarge: nn.Module = nn.Identity()
-        if plan.branch_layers and plan.tokens is not None and plan.tokens.cache_scale is not None:
-            self.enlarge = AreaResize(profile.sizes[plan.tokens.cache_scale], plan.size, like)
+        if plan.branch_layers and plan.cache_scale is not None:
+            self.enlarge = AreaResize(profile.sizes[plan.cache_scale], plan.size, like)
 
     @abstractmethod
     def condition_names(self) -> tuple[str, ...]:
         """Names of the condition's tensors that this scale reads, without `sos`."""
+
+    @property
+    @abstractmethod
+    def logit_channels(self) -> int:
+        """Logits V of a token."""
 
     @abstractmethod
     def blocks(self) -> Iterable[Any]:
@@ -96,7 +101,7 @@ class ScaleStep(nn.Module, ABC):
     @property
     def mixes(self) -> bool:
         """Whether guidance is applied at this scale."""
-        return self.plan.guidance
+        return self.plan.guidance or self.plan.difference_from is not None
 
     @property
     def holds(self) -> bool:
@@ -115,24 +120,26 @@ class ScaleStep(nn.Module, ABC):
             *(("entropy",) if plan.entropy_from is not None else ()),
             *(f"delta.{layer}" for layer in plan.delta_layers),
             *(f"delta_{branch}.{layer}" for layer in plan.branch_layers for branch in self.BRANCHES),
+            *(("difference",) if plan.difference_from is not None else ()),
         )
 
     def input_shape(self, name: str) -> Shape:
         """Shape of one of `input_names()`."""
         kind, _, index = name.partition(".")
-        plan, profile = self.plan, self.profile
-        config = profile.transformer
+        plan, profile, config = self.plan, self.profile, self.profile.transformer
         if kind in profile.sampling.controls:
             return (1,)
         if kind == "summed":
             return ("B", config.latent_channels, *profile.latent_size)
         if kind in ("k", "v"):
             return ("R", config.heads, plan.past[int(index)], config.head_width)
-        if kind == "entropy" and plan.entropy_from is not None:
-            return ("B", 1, *profile.sizes[plan.entropy_from])
-        assert plan.tokens is not None, name
-        assert plan.tokens.cache_scale is not None, name
-        return ("R", config.width, *profile.sizes[plan.tokens.cache_scale])
+        if kind in ("entropy", "difference"):
+            source = plan.entropy_from if kind == "entropy" else plan.difference_from
+            assert source is not None, name
+            return ("B", 1 if kind == "entropy" else self.logit_channels, *profile.sizes[source])
+        source = plan.update_sources[int(index)] if kind == "delta" else plan.cache_scale
+        assert source is not None, name
+        return ("R", config.width, *profile.sizes[source])
 
     def output_names(self) -> tuple[str, ...]:
         """Names of the state this scale replaces or adds, in a fixed order."""
@@ -143,6 +150,7 @@ class ScaleStep(nn.Module, ABC):
             *(("entropy",) if plan.writes_entropy else ()),
             *(f"delta.{layer}" for layer in plan.writes_delta),
             *(f"delta_{branch}.{layer}" for layer in plan.writes_branches for branch in self.BRANCHES),
+            *(("difference",) if plan.writes_difference else ()),
         )
 
     def forward(self, state: Mapping[str, Tensor]) -> State:
@@ -158,15 +166,16 @@ class ScaleStep(nn.Module, ABC):
                 by_branch = layer in plan.branch_layers or layer in plan.writes_branches
                 run = self._layer_by_branch if by_branch else self._layer
                 x = run(layer, block, x, rope, kept, state, out)
+            elif layer in plan.delta_layers:
+                x = x + self._reused(layer, kept if self.holds else None, state)
             x = self.after_layer(layer, x, state)
         self.emit(x, state, kept if self.holds else None, out)
         # export names outputs by position
         return {name: out.pop(name) for name in self.output_names()} | out
 
-    def mix(self, rows: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """Guidance: cfg * conditional + (1 - cfg) * unconditional."""
-        batch = state["noise"].shape[0]
-        return state["cfg"] * rows[:batch] + (1 - state["cfg"]) * rows[batch:]
+    def _reused(self, layer: int, kept: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
+        """A layer's update at an earlier scale, enlarged: `[R, n, C]` of the tokens that are there."""
+        return gather_tokens(resize(state[f"delta.{layer}"], self.plan.size).flatten(2).transpose(1, 2), kept)
 
     def _select(self, state: Mapping[str, Tensor]) -> Tensor | None:
         """Kept tokens `[R, n]`: best first, or ascending where they leave together; n is the most a pruned layer keeps.
@@ -204,7 +213,7 @@ class ScaleStep(nn.Module, ABC):
         if index is None:
             return y
         if layer in plan.delta_layers:
-            x = x + resize(state[f"delta.{layer}"], plan.size).flatten(2).transpose(1, 2)
+            x = x + self._reused(layer, None, state)
         return scatter_tokens(x, index, y)
 
     def _layer_by_branch(

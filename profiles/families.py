@@ -107,6 +107,11 @@ class SamplingPart(Protocol):
         """Whether unconditional rows exist at all."""
         ...
 
+    @property
+    def guides_logits(self) -> bool:
+        """Whether guidance mixes the logits, so that a later scale can reuse their difference."""
+        ...
+
     def per_scale(self, name: str, scales: int) -> tuple[float, ...]:
         """One of the controls, a number a scale."""
         ...

@@ -140,6 +140,11 @@ class HartSampling:
         """Whether unconditional rows exist at all."""
         return self.cfg != 0
 
+    @property
+    def guides_logits(self) -> bool:
+        """Whether guidance mixes the logits; the diffusion head is guided apart."""
+        return True
+
     def top_k_of(self, scale: int) -> int:
         """Likeliest codes kept at a scale."""
         return self.top_k[0] if scale < EARLY_SCALES else self.top_k[1]

@@ -181,3 +181,8 @@ class Sampling:
     def guided(self) -> bool:
         """Whether unconditional rows exist at all."""
         return any(c != 1 for c in (self.cfg if isinstance(self.cfg, tuple) else (self.cfg,)))
+
+    @property
+    def guides_logits(self) -> bool:
+        """Whether guidance mixes the logits and nothing else."""
+        return tuple(self.cfg_insertion_layer) == (0,)

@@ -16,7 +16,7 @@ NOISES = ("noise", "smooth_noise", "diffusion_noise")
 """State of one scale, a batch of images in front."""
 NUMBERS = ("cfg", "tau")
 """State of one scale, the same for all images."""
-ROWLESS = frozenset(("summed", "entropy", *NOISES, *NUMBERS))
+ROWLESS = frozenset(("summed", "entropy", "difference", *NOISES, *NUMBERS))
 """State that has a batch of images, or nothing, in front; everything else has rows and loses the unconditional ones."""
 BRANCHES = ("attention", "cross", "mlp")
 """Branches of a layer, in order; `delta_attention.L` is the state's name of an attention output that is enlarged later."""
@@ -44,6 +44,9 @@ class ScalePlan:
         writes_entropy: Whether a later scale reads this scale's map.
         writes_delta: Layers whose update a later scale reads.
         writes_branches: Layers whose branch outputs a later scale reads.
+        reuse: Layers that do not run and add an earlier update, each with the scale that it is of.
+        difference_from: Scale whose difference between the rows' logits guides this one, or None.
+        writes_difference: Whether a later scale reads this scale's difference.
         begun: Layers whose cached keys begin with scale 0, and so with the text where a family's text runs there.
     """
 
@@ -63,6 +66,9 @@ class ScalePlan:
     writes_delta: tuple[int, ...]
     writes_branches: tuple[int, ...] = ()
     begun: tuple[int, ...] = ()
+    reuse: tuple[tuple[int, int], ...] = ()
+    difference_from: int | None = None
+    writes_difference: bool = False
 
     @property
     def count(self) -> int:
@@ -74,9 +80,22 @@ class ScalePlan:
         return 2 if self.guidance else 1
 
     @property
+    def cache_scale(self) -> int | None:
+        """The earlier scale that fills what the kept tokens leave, where the fill takes one."""
+        return self.tokens.cache_scale if self.tokens is not None else None
+
+    @property
+    def update_sources(self) -> dict[int, int]:
+        """Layers that read an earlier scale's update, each with that scale, layers rising."""
+        found = dict(self.reuse)
+        if self.cache_scale is not None:
+            found |= dict.fromkeys(self._pruned("cache"), self.cache_scale)
+        return dict(sorted(found.items()))
+
+    @property
     def delta_layers(self) -> tuple[int, ...]:
         """Layers that read an earlier scale's update."""
-        return self._pruned("cache")
+        return tuple(self.update_sources)
 
     @property
     def branch_layers(self) -> tuple[int, ...]:
@@ -110,7 +129,7 @@ def plan_scales(schedule: Schedule) -> tuple[ScalePlan, ...]:
         rule = schedule.scales[scale]
         tokens = rule.tokens if rule.prunes_tokens else None
         kept = tuple(
-            0 if layer in rule.skip_layers else (tokens.kept[layer] if tokens else rule.count)
+            0 if layer in rule.idle_layers else (tokens.kept[layer] if tokens else rule.count)
             for layer in range(schedule.layers)
         )
         sources = schedule.entropy_sources(scale)
@@ -129,9 +148,14 @@ def plan_scales(schedule: Schedule) -> tuple[ScalePlan, ...]:
                 entropy_layer=schedule.entropy_layer,
                 entropy_from=sources[-1] if scale in readers else None,
                 writes_entropy=any(scale == schedule.entropy_sources(reader)[-1] for reader in readers if reader > scale),
-                writes_delta=_readers(schedule, scale, "cache"),
+                writes_delta=tuple(sorted({*_readers(schedule, scale, "cache"), *_reused(schedule, scale)})),
                 writes_branches=_readers(schedule, scale, "branch"),
                 begun=plans[0].layers if plans else (),
+                reuse=_sources(schedule, scale),
+                difference_from=schedule.difference_source(scale) if rule.guidance_reuse else None,
+                writes_difference=any(
+                    r.run and r.guidance_reuse and schedule.difference_source(r.scale) == scale for r in schedule.scales
+                ),
             )
         )
         past = [before + now for before, now in zip(past, kept, strict=True)]
@@ -143,10 +167,10 @@ def _check_newest(plans: Sequence[ScalePlan]) -> None:
     """The state holds one update a layer: refuse a reader whose scale was overwritten by a newer one."""
     newest: dict[tuple[str, int], int] = {}
     for plan in plans:
-        for fill, layers in (("cache", plan.delta_layers), ("branch", plan.branch_layers)):
-            for layer in layers:
-                assert plan.tokens is not None, "only a scale that prunes tokens reads updates"
-                source, found = plan.tokens.cache_scale, newest[fill, layer]
+        branches = dict.fromkeys(plan.branch_layers, plan.cache_scale)
+        for fill, sources in (("cache", plan.update_sources), ("branch", branches)):
+            for layer, source in sources.items():
+                found = newest[fill, layer]
                 if found != source:
                     raise ScheduleError(
                         f"scale {plan.scale}: reads layer {layer} of scale {source}, but scale {found} wrote a newer one for a "
@@ -175,6 +199,7 @@ def plan_paths(schedule: Schedule) -> tuple[tuple[ScalePlan, ...], ...]:
             writes_entropy=asked or plan.writes_entropy or known.writes_entropy,
             writes_delta=tuple(sorted({*plan.writes_delta, *known.writes_delta})),
             writes_branches=tuple(sorted({*plan.writes_branches, *known.writes_branches})),
+            writes_difference=plan.writes_difference or known.writes_difference,
         )
     merged = tuple(tuple(shared[_computed(plan)] for plan in path) for path in paths)
     for path in merged:
@@ -184,7 +209,27 @@ def plan_paths(schedule: Schedule) -> tuple[tuple[ScalePlan, ...], ...]:
 
 def _computed(plan: ScalePlan) -> ScalePlan:
     """What a scale computes, whatever later scales make of it."""
-    return replace(plan, last=False, drops_guidance=False, writes_entropy=False, writes_delta=(), writes_branches=())
+    return replace(
+        plan,
+        last=False,
+        drops_guidance=False,
+        writes_entropy=False,
+        writes_delta=(),
+        writes_branches=(),
+        writes_difference=False,
+    )
+
+
+def _sources(schedule: Schedule, scale: int) -> tuple[tuple[int, int], ...]:
+    """Layers of a scale that reuse an update, each with the scale that it is of."""
+    pairs = ((layer, schedule.update_source(scale, layer)) for layer in schedule.scales[scale].reuse_layers)
+    return tuple((layer, source) for layer, source in pairs if source is not None)
+
+
+def _reused(schedule: Schedule, scale: int) -> set[int]:
+    """Layers whose update at a scale is reused where a later scale does not run them."""
+    readers = (rule.scale for rule in schedule.scales[scale + 1 :] if rule.run)
+    return {layer for reader in readers for layer, source in _sources(schedule, reader) if source == scale}
 
 
 def _readers(schedule: Schedule, scale: int, fill: str) -> tuple[int, ...]:
@@ -195,7 +240,7 @@ def _readers(schedule: Schedule, scale: int, fill: str) -> tuple[int, ...]:
             continue
         if (rule.tokens.fill, rule.tokens.cache_scale) == (fill, scale):
             layers |= {
-                layer for layer, kept in enumerate(rule.tokens.kept) if kept < rule.count and layer not in rule.skip_layers
+                layer for layer, kept in enumerate(rule.tokens.kept) if kept < rule.count and layer not in rule.idle_layers
             }
     return tuple(sorted(layers))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from .errors import ScheduleError
@@ -62,6 +62,9 @@ class ScaleRule:
         run: False leaves the scale out: no residual, no keys and values.
         guidance: False drops the unconditional rows, from here on.
         skip_layers: Layers that do not run.
+        reuse_layers: Layers that do not run but add their update of the newest earlier scale that ran them whole, enlarged.
+        guidance_reuse: Without unconditional rows, guide by the difference between the rows' logits at the last guided scale
+            that drew all its tokens, enlarged.
         tokens: Token pruning, or None for all tokens.
     """
 
@@ -70,15 +73,22 @@ class ScaleRule:
     run: bool = True
     guidance: bool = True
     skip_layers: tuple[int, ...] = ()
+    reuse_layers: tuple[int, ...] = ()
+    guidance_reuse: bool = False
     tokens: TokenRule | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", tuple(self.size))
-        object.__setattr__(self, "skip_layers", tuple(sorted(set(self.skip_layers))))
+        for name in ("skip_layers", "reuse_layers"):
+            object.__setattr__(self, name, tuple(sorted(set(getattr(self, name)))))
         if len(self.size) != 2 or any(not isinstance(n, int) or n < 1 for n in self.size):
             raise ScheduleError(f"scale {self.scale}: size must be two whole numbers >= 1, got {list(self.size)}")
         if self.tokens is not None and max(self.tokens.kept) > self.count:
             raise ScheduleError(f"scale {self.scale}: keeps {max(self.tokens.kept)} of {self.count} tokens")
+        if both := sorted(set(self.skip_layers) & set(self.reuse_layers)):
+            raise ScheduleError(f"scale {self.scale}: layers {both} stand in skip_layers and in reuse_layers; choose one")
+        if self.guidance_reuse and self.guidance:
+            raise ScheduleError(f"scale {self.scale}: guidance_reuse is for a scale without its own rows; set guidance: false")
 
     @property
     def count(self) -> int:
@@ -88,6 +98,29 @@ class ScaleRule:
     @property
     def prunes_tokens(self) -> bool:
         return self.tokens is not None and min(self.tokens.kept) < self.count
+
+    @property
+    def idle_layers(self) -> tuple[int, ...]:
+        """Layers that do not run, whether their update is reused or not."""
+        return tuple(sorted((*self.skip_layers, *self.reuse_layers)))
+
+    def runs_whole(self, layer: int) -> bool:
+        """Whether all tokens run through a layer."""
+        whole = self.tokens is None or self.tokens.kept[layer] == self.count
+        return self.run and layer not in self.idle_layers and whole
+
+    @property
+    def draws_all(self) -> bool:
+        """Whether every token of the scale is drawn."""
+        return self.run and not (self.prunes_tokens and self.tokens is not None and self.tokens.fill == "hold")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain mapping; what few schedules use is written, and hashed, only where it is used."""
+        data = asdict(self)
+        for name in ("reuse_layers", "guidance_reuse"):
+            if not data[name]:
+                del data[name]
+        return data
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -109,10 +109,13 @@ class Schedule:
             raise ScheduleError(f"{name}: is numbered {rule.scale}; scales are listed coarse to fine, from 0")
         if rule.guidance and not (self.guided and all(r.guidance for r in self.scales[:index])):
             raise ScheduleError(f"{name}: guidance cannot return once dropped: the unconditional rows have no keys")
-        if any(not 0 <= layer < self.layers for layer in rule.skip_layers):
-            raise ScheduleError(f"{name}: skip_layers must be 0 to {self.layers - 1}, got {list(rule.skip_layers)}")
-        if len(rule.skip_layers) == self.layers:
+        for field_name in ("skip_layers", "reuse_layers"):
+            layers = getattr(rule, field_name)
+            if any(not 0 <= layer < self.layers for layer in layers):
+                raise ScheduleError(f"{name}: {field_name} must be 0 to {self.layers - 1}, got {list(layers)}")
+        if len(rule.idle_layers) == self.layers:
             raise ScheduleError(f"{name}: every layer is skipped; use run: false")
+        self._check_reuse(index, rule)
         if rule.tokens is None:
             return
         if len(rule.tokens.kept) != self.layers:
@@ -122,13 +125,27 @@ class Schedule:
         if rule.prunes_tokens and rule.tokens.score == "entropy" and not self.entropy_sources(index):
             raise ScheduleError(f"{name}: no earlier scale runs layer {self.entropy_layer}, so there is no entropy to read")
 
+    def _check_reuse(self, index: int, rule: ScaleRule) -> None:
+        if missing := [layer for layer in rule.reuse_layers if self.update_source(index, layer) is None]:
+            raise ScheduleError(f"scale {index}: reuse_layers {missing} ran whole at no earlier scale; use skip_layers")
+        if rule.guidance_reuse and self.difference_source(index) is None:
+            raise ScheduleError(f"scale {index}: guidance_reuse needs an earlier guided scale that draws all its tokens")
+
+    def update_source(self, index: int, layer: int) -> int | None:
+        """The newest earlier scale that runs a layer with all tokens: its update is what scale `index` reuses."""
+        return next((rule.scale for rule in self.scales[:index][::-1] if rule.runs_whole(layer)), None)
+
+    def difference_source(self, index: int) -> int | None:
+        """The last guided scale before scale `index` that draws all its tokens: its difference guides the later ones."""
+        return next((rule.scale for rule in self.scales[:index][::-1] if rule.guidance and rule.draws_all), None)
+
     def _check_cache(self, index: int, tokens: TokenRule) -> None:
         source = tokens.cache_scale
         if source is None or not 0 <= source < index or not self.scales[source].run:
             raise ScheduleError(f"scale {index}: cache_scale must be an earlier scale that runs, got {source!r}")
         rule = self.scales[source]
         pruned = [layer for layer, kept in enumerate(tokens.kept) if kept < self.scales[index].count]
-        if rule.prunes_tokens or set(pruned) & set(rule.skip_layers):
+        if rule.prunes_tokens or set(pruned) & set(rule.idle_layers):
             raise ScheduleError(f"scale {index}: cache_scale {source} must run layers {pruned} with all of its tokens")
 
     def entropy_sources(self, index: int) -> tuple[int, ...]:
@@ -140,7 +157,7 @@ class Schedule:
             rule.scale
             for rule in self.scales[:index]
             if rule.run
-            and self.entropy_layer not in rule.skip_layers
+            and self.entropy_layer not in rule.idle_layers
             and (rule.tokens is None or rule.tokens.score == "entropy" or rule.tokens.kept[self.entropy_layer] == rule.count)
         )
 
@@ -149,7 +166,7 @@ class Schedule:
         """Whether every scale, row, layer and token runs, in every rung."""
         if self.rungs:
             return all(path.removes_nothing for path in self.paths)
-        return all(r.run and r.guidance == self.guided and not r.skip_layers and not r.prunes_tokens for r in self.scales)
+        return all(r.run and r.guidance == self.guided and not r.idle_layers and not r.prunes_tokens for r in self.scales)
 
     def digest(self) -> str:
         """SHA-256 of everything that changes what runs; provenance and the policy's name are left out."""
@@ -168,10 +185,15 @@ class Schedule:
         if self.guided != profile.sampling.guided:
             asked = "with" if profile.sampling.guided else "without"
             raise ScheduleError(f"schedule has guided: {self.guided}, the model is asked to run {asked} guidance")
+        if not profile.sampling.guides_logits and any(r.guidance_reuse for path in self.paths for r in path.scales):
+            raise ScheduleError(
+                f"model {profile.name} guides inside its layers, so no difference of logits can be reused; drop guidance_reuse"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain mapping, as it stands in the YAML file."""
-        data = asdict(self)
+        data = asdict(self) | {"scales": [rule.to_dict() for rule in self.scales]}
+        data["rungs"] = [{"name": rung.name, "scales": [rule.to_dict() for rule in rung.scales]} for rung in self.rungs]
         if not self.rungs:
             # a schedule without rungs is written, and hashed, as it was before there were any
             del data["rungs"], data["decision"]

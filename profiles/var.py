@@ -123,3 +123,8 @@ class VarSampling:
     def guided(self) -> bool:
         """Whether unconditional rows exist at all."""
         return self.cfg != 0
+
+    @property
+    def guides_logits(self) -> bool:
+        """Whether guidance mixes the logits."""
+        return True

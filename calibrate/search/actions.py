@@ -28,11 +28,18 @@ class Change:
         share: Of its tokens that run; 1 keeps all.
         fill: What becomes of the others.
         skipped: Layers that do not run.
+        reused: Layers that do not run but add their update of an earlier scale.
     """
 
     share: float = 1.0
     fill: str = "hold"
     skipped: tuple[int, ...] = ()
+    reused: tuple[int, ...] = ()
+
+    @property
+    def idle(self) -> tuple[int, ...]:
+        """Layers that do not run."""
+        return (*self.skipped, *self.reused)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +50,26 @@ class Plan:
         runs: Scales that run, from the first.
         guided: Scales that run with guidance, from the first.
         changes: By scale; scales that are not named run whole.
+        reuse: Whether the scales without guidance are guided by the difference of the last guided one.
     """
 
     runs: int
     guided: int
     changes: Mapping[int, Change] = field(default_factory=dict)
+    reuse: bool = False
 
-    def key(self) -> tuple[int, int, tuple[tuple[int, Change], ...]]:
-        return self.runs, self.guided, tuple(sorted(self.changes.items()))
+    def key(self) -> tuple[int, int, bool, tuple[tuple[int, Change], ...]]:
+        return (*self.ends, tuple(sorted(self.changes.items())))
+
+    @property
+    def ends(self) -> tuple[int, int, bool]:
+        """Where run and guidance end, and how."""
+        return self.runs, self.guided, self.reuse
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it is a product of skip-N and noguide-M and nothing else."""
+        return not self.changes and not self.reuse
 
 
 def late_scales(profile: ModelProfile) -> tuple[int, ...]:
@@ -68,7 +87,7 @@ def build(plan: Plan, profile: ModelProfile) -> Schedule:
         ScheduleError: A change contradicts another, such as an update cached of a scale that is pruned.
     """
     base = dense(profile)
-    pruned = [scale for scale, change in plan.changes.items() if change.share < 1 or change.skipped]
+    pruned = [scale for scale, change in plan.changes.items() if change.share < 1 or change.idle]
     whole = min(pruned, default=0) - 1
     rules = []
     for rule in base.scales:
@@ -78,7 +97,9 @@ def build(plan: Plan, profile: ModelProfile) -> Schedule:
                 rule,
                 run=rule.scale < plan.runs,
                 guidance=base.guided and rule.scale < plan.guided,
+                guidance_reuse=plan.reuse and base.guided and plan.guided <= rule.scale < plan.runs,
                 skip_layers=change.skipped,
+                reuse_layers=change.reused,
                 tokens=_tokens(rule, change, base.layers, whole),
             )
         )
@@ -103,6 +124,14 @@ def grid(profile: ModelProfile) -> Iterator[Plan]:
                 yield Plan(runs, count if last == runs else last)
 
 
+def reused_ends(profile: ModelProfile) -> Iterator[Plan]:
+    """The products whose guidance ends before the run does, with the difference reused, where the model can."""
+    if profile.sampling.guided and profile.sampling.guides_logits:
+        for plan in grid(profile):
+            if plan.guided < plan.runs:
+                yield replace(plan, reuse=True)
+
+
 def token_changes(profile: ModelProfile) -> Iterator[tuple[int, Change]]:
     """Each late scale with each share and fill."""
     for scale in late_scales(profile):
@@ -112,7 +141,8 @@ def token_changes(profile: ModelProfile) -> Iterator[tuple[int, Change]]:
 
 
 def layer_changes(profile: ModelProfile) -> Iterator[tuple[int, Change]]:
-    """Each late scale with each single layer left out."""
+    """Each late scale with each single layer left out, and with its update reused."""
     for scale in late_scales(profile):
         for layer in range(profile.transformer.depth):
             yield scale, Change(skipped=(layer,))
+            yield scale, Change(reused=(layer,))

@@ -8,6 +8,7 @@ options of one scale after the other are merged into the frontier so far, and wh
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,7 +18,11 @@ from ...profiles.plan import plan_scales
 from .actions import Change, Plan, build
 from .price import Price
 
-LAYERS_SKIPPED = (0, 1, 2, 3)
+Option = tuple[Change, float, float]
+"""What a scale gives up, the price saved, the squared error."""
+Prices = dict[tuple[int, bool, Change], float]
+"""Of one scale by scale, whether it is guided, and what it gives up."""
+LAYERS_IDLE = (0, 1, 2, 3, 4, 6, 8, 12, 16)
 # the frontier of one merge is thinned to so many points: enough for a step of 1 % in price
 FRONTIER_POINTS = 400
 FACTOR_RANGE = (0.3, 3.0)
@@ -28,15 +33,17 @@ class Costs:
     """What single actions cost, and the fitted factors.
 
     Attributes:
-        ends: Mean squared error by (scales that run, scales with guidance).
+        ends: Mean squared error by (scales that run, scales with guidance, whether their difference is reused afterwards).
         tokens: By scale and change, tokens pruned alone.
-        layers: By scale and layer, one layer left out.
+        layers: By scale and layer, one layer left out, its update reused or not, whichever costs less.
+        reused: By scale, the layers that cost less with their update reused.
         factors: Of ends, tokens and layers in a combination.
     """
 
-    ends: dict[tuple[int, int], float] = field(default_factory=dict)
+    ends: dict[tuple[int, int, bool], float] = field(default_factory=dict)
     tokens: dict[int, dict[Change, float]] = field(default_factory=dict)
     layers: dict[int, dict[int, float]] = field(default_factory=dict)
+    reused: dict[int, set[int]] = field(default_factory=dict)
     factors: tuple[float, float, float] = (1.0, 1.0, 1.0)
 
     def parts(self, plan: Plan) -> tuple[float, float, float]:
@@ -45,8 +52,14 @@ class Costs:
         for scale, change in plan.changes.items():
             if scale < plan.runs:
                 tokens += self.tokens[scale][Change(change.share, change.fill)] if change.share < 1 else 0.0
-                layers += sum(self.layers[scale][layer] for layer in change.skipped)
-        return self.ends[plan.runs, plan.guided], tokens, layers
+                layers += sum(self.layers[scale][layer] for layer in change.idle)
+        return self.ends[plan.ends], tokens, layers
+
+    def change(self, tokens: Change, scale: int, idle: Iterable[int]) -> Change:
+        """A change of tokens with layers that do not run besides, each the way that costs less."""
+        ways = self.reused.get(scale, set())
+        reused = tuple(sorted(ways.intersection(idle)))
+        return replace(tokens, skipped=tuple(sorted(set(idle) - ways)), reused=reused)
 
     def predict(self, plan: Plan) -> float:
         """Mean squared error of a plan."""
@@ -73,20 +86,25 @@ class Costs:
 def frontier(costs: Costs, price: Price) -> list[tuple[float, float, Plan]]:
     """Non-dominated combinations by prediction: (price, squared error, plan), price falling."""
     points: list[tuple[float, float, Plan]] = []
-    for (runs, guided), error in costs.ends.items():
-        points += _merged(costs, price, runs, guided, error * costs.factors[0])
+    prices: Prices = {}
+    for ends, error in costs.ends.items():
+        points += _merged(costs, price, _at(ends), error * costs.factors[0], prices)
     return thin(points, None)
 
 
-def _merged(costs: Costs, price: Price, runs: int, guided: int, error: float) -> list[tuple[float, float, Plan]]:
+def _at(ends: tuple[int, int, bool]) -> Plan:
+    runs, guided, reuse = ends
+    return Plan(runs, guided, reuse=reuse)
+
+
+def _merged(costs: Costs, price: Price, base: Plan, error: float, prices: Prices) -> list[tuple[float, float, Plan]]:
     """Frontier of all changes at one place where run and guidance end."""
-    base = Plan(runs, guided)
     whole = {plan.scale: price.scale(plan) for plan in plan_scales(build(base, price.profile))}
     points = [(price.fixed + sum(whole.values()), error, base)]
     for scale in sorted({*costs.tokens, *costs.layers}):
-        if scale >= runs:
+        if scale >= base.runs:
             continue
-        options = [(Change(), 0.0, 0.0), *_options(costs, price, base, scale, whole[scale])]
+        options = [(Change(), 0.0, 0.0), *_useful(_options(costs, price, base, scale, whole[scale], prices))]
         points = thin(
             [
                 (total - saved, found + extra, _with(plan, scale, change))
@@ -99,17 +117,33 @@ def _merged(costs: Costs, price: Price, runs: int, guided: int, error: float) ->
     return points
 
 
-def _options(costs: Costs, price: Price, base: Plan, scale: int, whole: float) -> Iterator[tuple[Change, float, float]]:
+def _useful(options: Iterable[Option]) -> Iterator[Option]:
+    """Options that no other of the same fill beats in both price and error."""
+    fills: dict[str | None, list[Option]] = {}
+    for option in sorted(options, key=lambda o: (-o[1], o[2])):
+        kept = fills.setdefault(option[0].fill if option[0].share < 1 else None, [])
+        if not kept or option[2] < kept[-1][2]:
+            kept.append(option)
+    return itertools.chain.from_iterable(fills.values())
+
+
+def _options(
+    costs: Costs, price: Price, base: Plan, scale: int, whole: float, prices: Prices
+) -> Iterator[tuple[Change, float, float]]:
     """(change, price saved, squared error) for each share, fill and number of layers left out, least harmful first."""
     order = sorted(costs.layers.get(scale, {}), key=lambda layer: costs.layers[scale][layer])
     pruned = costs.tokens.get(scale, {})
     for tokens in (Change(), *pruned):
-        for skipped in LAYERS_SKIPPED[: len(order)] or (0,):
-            change = Change(tokens.share, tokens.fill, tuple(sorted(order[:skipped])))
+        for skipped in (count for count in LAYERS_IDLE if count < max(1, len(order))):
+            change = costs.change(tokens, scale, order[:skipped])
             if change == Change():
                 continue
-            plans = plan_scales(build(Plan(base.runs, base.guided, {scale: change}), price.profile))
-            now = next(price.scale(plan) for plan in plans if plan.scale == scale)
+            # all other scales are whole, so its price depends on its own rows alone, not on where the run ends
+            key = (scale, scale < base.guided, change)
+            if key not in prices:
+                plans = plan_scales(build(replace(base, changes={scale: change}), price.profile))
+                prices[key] = next(price.scale(plan) for plan in plans if plan.scale == scale)
+            now = prices[key]
             error = costs.factors[1] * pruned.get(tokens, 0.0)
             error += costs.factors[2] * sum(costs.layers[scale][layer] for layer in order[:skipped])
             yield change, whole - now, error

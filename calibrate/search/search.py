@@ -1,18 +1,25 @@
-"""The search: elementary costs, predicted frontier, the promising combinations run, factors refitted, the front returned."""
+"""The search: elementary costs, predicted frontier, the promising combinations run, factors refitted, the front returned.
+
+The products of skip-N and noguide-M and all combinations are run on every prompt, and only they can be chosen. There are many
+more single actions: tokens pruned at one scale and guidance differences reused run on SINGLES_PROMPTS prompts, single layers on
+LAYERS_PROMPTS. Their errors are scaled by what the products lose on all prompts over what they lose on those few.
+"""
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from tqdm import tqdm
 
 from ...profiles.baselines import dense
 from ...profiles.errors import ScheduleError
 from ...profiles.schedule import Schedule
-from .actions import Change, Plan, build, grid, layer_changes, token_changes
+from .actions import Plan, build, grid, layer_changes, reused_ends, token_changes
 from .predict import Costs, by_speedup, frontier
 from .price import Price
 from .trials import Fidelity, Trials
@@ -20,6 +27,8 @@ from .trials import Fidelity, Trials
 TARGETS = (1.2, 1.35, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.4, 4.0, 5.0)
 CANDIDATES = 3
 ROUNDS = 3
+SINGLES_PROMPTS = 4
+LAYERS_PROMPTS = 2
 DIMENSIONS = frozenset(("scale", "guidance", "token", "layer"))
 """What a search may change; fewer show what each is worth."""
 
@@ -80,7 +89,7 @@ class Search:
             if not new:
                 break
             self._measure(new, f"round {turn + 1}")
-            self.costs.fit((p.plan, p.fidelity.mse) for p in self.points.values() if p.plan.changes)
+            self.costs.fit((p.plan, p.fidelity.mse) for p in self.points.values() if not p.plan.is_product)
         return front(self.points.values(), "ssim" if self.trials.with_ssim else "psnr_db")
 
     def schedule(self, plan: Plan) -> Schedule:
@@ -93,42 +102,60 @@ class Search:
             for plan in grid(self.profile)
             if ("scale" in may or plan.runs == count) and ("guidance" in may or plan.guided == count)
         ]
-        for plan, fidelity in self._measure(ends, "scales and guidance"):
-            self.costs.ends[plan.runs, plan.guided] = fidelity.mse
+        products = self._measure(ends, "scales and guidance")
+        self.costs.ends = {plan.ends: fidelity.mse for plan, fidelity in products}
+        whole = [fidelity.squared_error for _, fidelity in products]
+        reused = [p for p in reused_ends(self.profile) if "guidance" in may and ("scale" in may or p.runs == count)]
+        for plan, error in self._singles(reused, "guidance reused", SINGLES_PROMPTS, whole):
+            self.costs.ends[plan.ends] = error
         tokens = [Plan(count, count, {scale: change}) for scale, change in token_changes(self.profile) if "token" in may]
-        for plan, fidelity in self._measure(tokens, "tokens"):
+        for plan, error in self._singles(tokens, "tokens", SINGLES_PROMPTS, whole):
             ((scale, change),) = plan.changes.items()
-            self.costs.tokens.setdefault(scale, {})[change] = fidelity.mse
+            self.costs.tokens.setdefault(scale, {})[change] = error
         layers = [Plan(count, count, {scale: change}) for scale, change in layer_changes(self.profile) if "layer" in may]
-        for plan, fidelity in self._measure(layers, "layers"):
+        for plan, error in self._singles(layers, "layers", LAYERS_PROMPTS, whole):
             ((scale, change),) = plan.changes.items()
-            self.costs.layers.setdefault(scale, {})[change.skipped[0]] = fidelity.mse
+            (layer,) = change.idle
+            # the first way comes first; the other replaces it where it costs less
+            known = self.costs.layers.setdefault(scale, {})
+            if error < known.get(layer, math.inf):
+                known[layer] = error
+                if change.reused:
+                    self.costs.reused.setdefault(scale, set()).add(layer)
 
-    def _measure(self, plans: Sequence[Plan], what: str) -> list[tuple[Plan, Fidelity]]:
-        """Run plans; those that contradict themselves are left out."""
+    def _singles(
+        self, plans: Sequence[Plan], what: str, first: int, whole: Sequence[Sequence[float]]
+    ) -> list[tuple[Plan, float]]:
+        """Squared errors of plans on the first few prompts, scaled to all by those of the products."""
+        usable, found = self._run(plans, what, first)
+        few = sum(float(np.mean(errors[:first])) for errors in whole)
+        ratio = sum(float(np.mean(errors)) for errors in whole) / few if few else 1.0
+        return [(plan, fidelity.mse * ratio) for (plan, _), fidelity in zip(usable, found, strict=True)]
+
+    def _run(
+        self, plans: Sequence[Plan], what: str, first: int | None = None
+    ) -> tuple[list[tuple[Plan, Schedule]], list[Fidelity]]:
+        """Run plans on the first few prompts, or all; those that contradict themselves are left out."""
         usable = []
         for plan in plans:
             try:
                 usable.append((plan, build(plan, self.profile)))
             except ScheduleError:
                 continue
-        total = len(self.trials.prompts)
+        total = len(self.trials.prompts[:first])
         with tqdm(total=total, desc=f"{what} ({len(usable)})", unit="prompt", disable=None) as bar:
-            found = self.trials.measure([schedule for _, schedule in usable], bar.update)
+            return usable, self.trials.measure([schedule for _, schedule in usable], bar.update, first)
+
+    def _measure(self, plans: Sequence[Plan], what: str) -> list[tuple[Plan, Fidelity]]:
+        """Run plans on all prompts and keep them as points."""
+        usable, found = self._run(plans, what)
         measured = []
         for (plan, schedule), fidelity in zip(usable, found, strict=True):
             speedup = self.whole / self.price.schedule(schedule)
-            expected = self.costs.predict(plan) if plan.changes and self._known(plan) else fidelity.mse
+            expected = fidelity.mse if plan.is_product else self.costs.predict(plan)
             self.points[plan.key()] = Point(plan, speedup, fidelity, expected)
             measured.append((plan, fidelity))
         return measured
-
-    def _known(self, plan: Plan) -> bool:
-        return all(
-            (c.share >= 1 or Change(c.share, c.fill) in self.costs.tokens.get(s, {}))
-            and all(layer in self.costs.layers.get(s, {}) for layer in c.skipped)
-            for s, c in plan.changes.items()
-        )
 
 
 def front(points: Iterable[Point], measure: str = "psnr_db") -> list[Point]:

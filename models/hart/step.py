@@ -17,6 +17,7 @@ from torch import Tensor
 from ...profiles.hart import HartSampling, ramp
 from ...profiles.model import ModelProfile
 from ...profiles.plan import ScalePlan
+from ..guidance import guide, mix
 from ..infinity.select import gather_tokens, scatter_tokens
 from ..state import Attended, Branch, Past, Shape, State
 from ..step import ScaleStep
@@ -79,6 +80,10 @@ class HartStep(ScaleStep):
         }
         return own.get(kind) or super().input_shape(name)
 
+    @property
+    def logit_channels(self) -> int:
+        return self.model.config.vocabulary
+
     def blocks(self) -> Iterable[Block]:
         return self.model.layers()
 
@@ -132,7 +137,7 @@ class HartStep(ScaleStep):
         plan, hidden, batch = self.plan, self.own_tokens(x), state["noise"].shape[0]
         index, scales = None if kept is None else kept[:batch], len(self.profile.sizes)
         logits = self.model.logits(hidden, state["head"]).float()
-        mixed = self.mix(logits, state) if self.mixes else logits
+        mixed = guide(plan, logits, state, kept, out)
         allowed = truncate(mixed, self.sampling.top_k_of(plan.scale), self.sampling.top_p)
         codes = self._codes(allowed, hidden, state, index, out)
         if self.observe:
@@ -163,6 +168,8 @@ class HartStep(ScaleStep):
 
     def _residual(self, hidden: Tensor, drawn: Tensor, noise: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """What the diffusion head adds, given the stream and the codes drawn, even where they are mixed: `[B, n, d]` fp32."""
-        head, guidance = self.model.diffloss, (lambda rows: self.mix(rows, state)) if self.mixes else None
-        condition = self.model.residual_condition(hidden, torch.cat([drawn, drawn]) if self.mixes else drawn)
+        # a reused difference guides the logits alone: the diffusion head has none
+        guided = self.plan.guidance
+        head, guidance = self.model.diffloss, (lambda rows: mix(rows, state)) if guided else None
+        condition = self.model.residual_condition(hidden, torch.cat([drawn, drawn]) if guided else drawn)
         return head.sample(condition, noise.unflatten(-1, (len(head.steps), -1)), self.timesteps, guidance)

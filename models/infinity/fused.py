@@ -36,17 +36,19 @@ class Arena:
 
     Those of the last scale are read by their own layer only. They are written in front of the layer's older ones, over the
     end of the layer before, which nobody reads any more: they cost no memory, and attention does not mind the order of keys.
+    Where the plans end before the image does, there is no last scale.
     """
 
     def __init__(self, plans: Sequence[ScalePlan], batch: int, heads: int, width: int) -> None:
-        self.last = plans[-1].scale
+        end = plans[-1]
+        self.last = end.scale if end.last else None
         rows = batch * max(plan.rows for plan in plans)
         self.starts: list[int] = []
         # the first layer has none before it
-        place = max(plans[-1].kept)
-        for past in plans[-1].past:
+        place = max(end.kept) if end.last else 0
+        for past, kept in zip(end.past, end.kept, strict=True):
             self.starts.append(place)
-            place += past
+            place += past + (0 if end.last else kept)
         self.shape = (2, rows, heads, place, width)
 
     def allocate(self, like: Tensor) -> None:
@@ -56,6 +58,14 @@ class Arena:
     def release(self) -> None:
         """Leave the memory to the decoder: inside a captured graph the allocator gives it out again."""
         del self.memory
+
+    def take(self, state: Mapping[str, Tensor]) -> None:
+        """Copy the keys and values of earlier scales to where the layers look for them."""
+        for layer, start in enumerate(self.starts):
+            for side, name in enumerate("kv"):
+                older = state.get(f"{name}.{layer}")
+                if older is not None:
+                    self.memory[side, : older.shape[0], :, start : start + older.shape[2]] = older[: self.shape[1]]
 
     def place(self, layer: int, scale: int, rows: int, past: int, count: int) -> tuple[Tensor, Tensor]:
         """Where `count` new keys and values go, and all that are attended to: each `[2, R, H, ., D]`, views."""
@@ -276,5 +286,13 @@ class FusedSteps:
     def run(self, text: Tensor, lengths: Tensor, noise: Noise) -> Tensor:
         """Summed codes `[B, d, H, W]`."""
         summed = run_scales(self.steps, self.begin(text, lengths), noise)["summed"]
+        self.arena.release()
+        return summed
+
+    def resume(self, text: Tensor, lengths: Tensor, state: State, noise: Noise) -> Tensor:
+        """Summed codes `[B, d, H, W]`, from the state that earlier scales left."""
+        begun = self.begin(text, lengths)
+        self.arena.take(state)
+        summed = run_scales(self.steps, {**begun, **state}, noise)["summed"]
         self.arena.release()
         return summed

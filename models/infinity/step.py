@@ -16,6 +16,7 @@ from ...profiles.infinity import Sampling, TransformerConfig
 from ...profiles.model import ModelProfile
 from ...profiles.plan import ScalePlan
 from .. import step as base
+from ..guidance import guide, mix
 from ..state import Attended, Branch, Past, Shape, State, narrow_rows
 from .blocks import Block
 from .quantizer import bit_probability, bits_to_code, latent_size, resize, tokens_of
@@ -46,7 +47,11 @@ class ScaleStep(base.ScaleStep):
 
     @property
     def mixes(self) -> bool:
-        return self.plan.guidance and (self.mixes_logits or bool(self.mixed_layers))
+        return super().mixes and (self.mixes_logits or bool(self.mixed_layers))
+
+    @property
+    def logit_channels(self) -> int:
+        return 2 * self.config.token_bits
 
     def condition_names(self) -> tuple[str, ...]:
         return ("shared", "head", "mask", *(f"ca_{kind}.{layer}" for layer in self.plan.layers for kind in "kv"))
@@ -114,13 +119,13 @@ class ScaleStep(base.ScaleStep):
     def after_layer(self, layer: int, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         if layer not in self.mixed_layers or not self.plan.guidance:
             return x
-        mixed = self.mix(x, state).to(x.dtype)
+        mixed = mix(x, state).to(x.dtype)
         return torch.cat([mixed, mixed])
 
     def emit(self, x: Tensor, state: Mapping[str, Tensor], kept: Tensor | None, out: State) -> None:
         """Draw the bits from the given noise and add their code to the running sum."""
         plan, noise, patchify = self.plan, state["noise"], self.config.patchify
-        logits = self._logits(x, state)
+        logits = self._logits(x, state, kept, out)
         probability = bit_probability(logits, self.sampling.top_k, self.sampling.top_p)
         if kept is None:
             bits = (noise < probability).to(logits.dtype)
@@ -139,9 +144,10 @@ class ScaleStep(base.ScaleStep):
         """Keys, values and mask of a layer's attention to the text."""
         return state[f"ca_k.{layer}"], state[f"ca_v.{layer}"], state["mask"]
 
-    def _logits(self, x: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+    def _logits(self, x: Tensor, state: Mapping[str, Tensor], kept: Tensor | None, out: State) -> Tensor:
         """Bit logits after temperature and guidance: `[B, n, 2 d]`."""
-        logits = self.model.logits(x, state["head"]).float() * (1 / state["tau"])
-        if self.plan.guidance and self.mixes_logits:
-            return self.mix(logits, state)
-        return logits[: state["noise"].shape[0]]
+        logits, batch = self.model.logits(x, state["head"]).float(), state["noise"].shape[0]
+        if self.plan.guidance and not self.mixes_logits:
+            return (logits * (1 / state["tau"]))[:batch]
+        guided = guide(self.plan, logits, state, kept, out, state["tau"])
+        return guided if self.plan.guidance else guided[:batch]

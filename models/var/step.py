@@ -14,6 +14,7 @@ from torch import Tensor
 from ...profiles.model import ModelProfile
 from ...profiles.plan import ScalePlan
 from ...profiles.var import VarSampling
+from ..guidance import guide
 from ..infinity.rope import Rope
 from ..infinity.select import gather_tokens, scatter_tokens
 from ..state import Attended, Branch, Past, Shape, State
@@ -52,6 +53,10 @@ class VarStep(ScaleStep):
             "smooth_noise": ("B", self.plan.count, config.vocabulary),
         }
         return own.get(name.partition(".")[0]) or super().input_shape(name)
+
+    @property
+    def logit_channels(self) -> int:
+        return self.model.config.vocabulary
 
     def blocks(self) -> Iterable[Block]:
         return self.model.layers()
@@ -96,7 +101,7 @@ class VarStep(ScaleStep):
         plan, batch, scales = self.plan, state["noise"].shape[0], len(self.profile.sizes)
         index = None if kept is None else kept[:batch]
         logits = self.model.logits(x, state["head"]).float()
-        mixed = self.mix(logits, state) if plan.guidance else logits
+        mixed = guide(plan, logits, state, kept, out)
         allowed = truncate(mixed, self.sampling.top_k, self.sampling.top_p)
         codes = self._codes(allowed, state, index, out)
         if self.observe:

@@ -11,7 +11,7 @@ import torch
 from made_costs import made_table
 from small_model import PROMPTS, small_model, small_profile, write_profile
 from toprovar.calibrate.cli import main as calibrate
-from toprovar.calibrate.search.actions import Change, Plan, build, grid, late_scales, layer_changes, token_changes
+from toprovar.calibrate.search.actions import Change, Plan, build, grid, late_scales, layer_changes, reused_ends, token_changes
 from toprovar.calibrate.search.policy import auto_schedule
 from toprovar.calibrate.search.predict import Costs, frontier, thin
 from toprovar.calibrate.search.price import Price
@@ -110,7 +110,7 @@ def test_one_scale_can_be_pruned_and_lose_layers_at_once() -> None:
 
 
 def synthetic_costs() -> Costs:
-    ends = {(plan.runs, plan.guided): float(COUNT - plan.runs) * 9 + float(COUNT - plan.guided) for plan in grid(PROFILE)}
+    ends = {plan.ends: float(COUNT - plan.runs) * 9 + float(COUNT - plan.guided) for plan in grid(PROFILE)}
     tokens = {scale: {} for scale in late_scales(PROFILE)}
     for scale, change in token_changes(PROFILE):
         tokens[scale][change] = (1 - change.share) * scale * (1.0 if change.fill == "hold" else 1.5)
@@ -274,3 +274,18 @@ def test_latency_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     ):
         assert calibrate(options) == 2
         assert message in capsys.readouterr().err
+
+
+def test_reused_ends_are_no_products_and_layers_take_the_cheaper_way() -> None:
+    assert all(plan.is_product for plan in grid(PROFILE))
+    ends = list(reused_ends(PROFILE))
+    assert ends
+    assert not any(plan.is_product for plan in ends)
+    assert all(plan.guided < plan.runs for plan in ends)
+    last = COUNT - 1
+    costs = Costs(layers={last: {0: 1.0, 1: 2.0}}, reused={last: {1}})
+    change = costs.change(Change(0.5), last, (0, 1))
+    assert change == Change(0.5, "hold", (0,), (1,))
+    rule = build(Plan(COUNT, last, {last: Change(reused=(1,))}, reuse=True), PROFILE).scales[last]
+    assert rule.guidance_reuse
+    assert rule.reuse_layers == (1,)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from golden_files import Golden, golden_files
+from reuse_cases import reusing
 from small_model import PROMPTS, everything_at_once, small_model, small_profile
 from toprovar.models.family import build_steps, noise_of
 from toprovar.models.generate import Noise, condition_rows, generate
@@ -51,6 +52,7 @@ SCHEDULES = {
     "hold": pruned(kept=(100, 100), fill="hold"),
     "cache": pruned(kept=(256, 100), fill="cache", cache_scale=4),
     "branch": pruned(kept=(100, 256), score="distance", fill="branch", cache_scale=4),
+    "reuse": reusing(small_profile(), held=True),
 }
 
 
