@@ -15,8 +15,8 @@ from ..profiles.errors import ScheduleError
 from ..profiles.manifest import TARGETS, EngineManifest
 from ..profiles.model import ModelProfile
 from ..profiles.schedule import Schedule
-from ..profiles.tables import schedule_table
-from .plan_options import PlanOptions, add_plan_arguments, check_captured, check_selection, chosen_precision, plan_options
+from ..profiles.tables import schedule_table, speed_span
+from .plan_options import PlanOptions, add_plan_arguments, check_selection, chosen_precision, plan_options
 
 if TYPE_CHECKING:
     import torch
@@ -49,8 +49,6 @@ def run(args: argparse.Namespace) -> int:
     precision, options = chosen_precision(args), plan_options(args, profile)
     if options is not None:
         check_selection(schedule, options.target)
-    if args.target == "cuda":
-        check_captured(schedule)
     if args.dry_run:
         from .dry_run import dry_run
 
@@ -140,8 +138,10 @@ def _tell(out: Path, manifest: EngineManifest) -> None:
     size = sum(entry.bytes for entry in manifest.files.values())
     what = f"{len(manifest.all_scales)} graphs of scales, target {manifest.target}, {manifest.precision}"
     print(f"bundle    {out}  ({size / 1e6:.1f} MB, {what})")
-    print(f"schedule  {manifest.policy}  {manifest.flops_speedup:.2f}x fewer FLOPs than dense")
-    print(f'next      run-engine --engine {out} --prompt "a photo of a red star"')
+    speedups = [rung.flops_speedup for rung in manifest.rungs] or [manifest.flops_speedup]
+    print(f"schedule  {manifest.policy}  {speed_span(speedups)} fewer FLOPs than dense")
+    prompt = "0" if manifest.text_encoder.get("kind") == "classes" else '"a photo of a red star"'
+    print(f"next      run-engine --engine {out} --prompt {prompt}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

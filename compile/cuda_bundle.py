@@ -50,4 +50,6 @@ def _captured(model: LoadedModel, schedule: Schedule) -> dict[str, Graph]:
     for plan, file in scale_files(schedule).items():
         step = family.step(model, plan)
         graphs[file] = Graph(file=file.removesuffix(".onnx"), inputs=step.input_names(), outputs=step.output_names())
+    if schedule.decision is not None and schedule.decision.features == "detail":
+        graphs["view.onnx"] = Graph(file="view", inputs=("summed",), outputs=("image",))
     return {**graphs, "decoder.onnx": Graph(file="decoder", inputs=("summed",), outputs=("image",))}

@@ -107,24 +107,17 @@ def plan_options(args: argparse.Namespace, profile: ModelProfile) -> PlanOptions
     )
 
 
-def check_captured(schedule: Schedule) -> None:
-    """Refuse what one captured image cannot do.
-
-    Raises:
-        ScheduleError: The schedule has rungs.
-    """
-    if schedule.rungs:
-        names = ", ".join(rung.name for rung in schedule.rungs)
-        raise ScheduleError(f"policy {schedule.policy} lets each image pick a rung ({names}); build it with --target onnx")
-
-
 def check_selection(schedule: Schedule, target: str) -> None:
     """Refuse a scale whose choice of tokens TensorRT's TopK cannot make; found before hours of building.
 
     Raises:
         ScheduleError: All such scales; or the schedule has rungs, and plans of one image are one sequence.
     """
-    check_captured(schedule)
+    if schedule.rungs:
+        names = ", ".join(rung.name for rung in schedule.rungs)
+        raise ScheduleError(
+            f"policy {schedule.policy} lets each image pick a rung ({names}); build it with --target cuda or --target onnx"
+        )
     wrong = [
         f"scale {plan.scale} keeps {most} of {plan.count} tokens by {plan.tokens.score}"
         for plan in plan_scales(schedule)

@@ -53,6 +53,17 @@ class Rungs:
     view: View | None
 
 
+def split_plans(schedule: Schedule) -> tuple[tuple[ScalePlan, ...], dict[str, tuple[ScalePlan, ...]]]:
+    """The scales up to the decision, and those after it by rung; of a rung that ends there none."""
+    decision, paths = schedule.decision, plan_paths(schedule)
+    assert decision is not None, "only a schedule with a decision has rungs"
+    tails = {
+        rung.name: tuple(plan for plan in path if plan.scale > decision.scale)
+        for rung, path in zip(schedule.rungs, paths, strict=True)
+    }
+    return tuple(plan for plan in paths[0] if plan.scale <= decision.scale), tails
+
+
 def build_rungs(model: LoadedModel, schedule: Schedule) -> Rungs:
     """Steps of every rung; scales that compute the same are one step.
 
@@ -62,17 +73,12 @@ def build_rungs(model: LoadedModel, schedule: Schedule) -> Rungs:
     schedule.check_model(model.profile)
     family, decision, made = family_of(model.profile), schedule.decision, dict[ScalePlan, ScaleStep]()
     assert decision is not None, "a schedule without rungs goes through build_steps"
-    paths = []
-    for path in plan_paths(schedule):
-        for plan in path:
-            if plan not in made:
-                made[plan] = family.step(model, plan)
-        paths.append([made[plan] for plan in path])
-    tails = {
-        rung.name: tuple(step for step in path if step.plan.scale > decision.scale)
-        for rung, path in zip(schedule.rungs, paths, strict=True)
-    }
-    shared = tuple(step for step in paths[0] if step.plan.scale <= decision.scale)
+    first, ends = split_plans(schedule)
+    for plan in (*first, *(plan for end in ends.values() for plan in end)):
+        if plan not in made:
+            made[plan] = family.step(model, plan)
+    shared = tuple(made[plan] for plan in first)
+    tails = {name: tuple(made[plan] for plan in end) for name, end in ends.items()}
     view = View(model.decoder, model.profile, decision) if decision.features == "detail" else None
     return Rungs(model, decision, shared, tails, view)
 

@@ -111,14 +111,14 @@ class CostTable:
         return self.condition_ms + self.decoder_ms
 
     def predict(self, schedule: Schedule) -> float:
-        """Milliseconds of one batch, text features to pixels; of a schedule with rungs, for images of the first rung.
+        """Milliseconds of one batch, text features to pixels; of a schedule with rungs, for images of the slowest.
 
         Raises:
             CostError: The schedule is of another model, or asks for a point that was not measured.
         """
         if schedule.model != self.model:
             raise CostError(f"the cost table is of model {self.model}, the schedule of {schedule.model}; measure that model")
-        return self.fixed_ms + sum(self.scale_ms(plan) for plan in plan_scales(schedule))
+        return self.fixed_ms + max(sum(self.scale_ms(plan) for plan in plan_scales(path)) for path in schedule.paths)
 
     def scale_ms(self, plan: ScalePlan) -> float:
         """Milliseconds of one scale.

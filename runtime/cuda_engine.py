@@ -1,7 +1,8 @@
-"""The engine on PyTorch's CUDA: weights mapped straight to the GPU, fused kernels, one CUDA graph an image."""
+"""The engine on PyTorch's CUDA: weights mapped straight to the GPU, fused kernels, one CUDA graph an image, two with rungs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ from torch.nn import functional as F
 
 from ..models.family import family_of, noise_of, stored_modules
 from ..models.load import LoadedModel
+from ..models.rungs import View, split_plans
 from ..models.text.random_features import RandomTextEncoder
 from ..models.tiny.text_encoder import WordEncoder
 from ..profiles.errors import BundleError
 from ..profiles.manifest import WEIGHTS, EngineManifest
 from ..profiles.plan import plan_scales
+from ..profiles.schedule import Schedule
 from . import loop
 from .cuda_program import CudaProgram, text_capacity
+from .cuda_rungs import RungProgram
 from .loop import FloatArray, Images
 from .machine import Machine
 from .preflight import preflight
@@ -56,7 +60,7 @@ class CudaEngine(loop.Engine):
         self.model = self._model(weights)
         self._encoder = self._word_encoder(weights)
         self.decode = self.family.fast_decoder(self.model.decoder)
-        self._programs: dict[tuple[int, int], CudaProgram] = {}
+        self._programs: dict[tuple[int, int], CudaProgram | RungProgram] = {}
 
     @torch.inference_mode()
     def draw(self, request: dict[str, NDArray[Any]], batch: int) -> Images:
@@ -66,15 +70,15 @@ class CudaEngine(loop.Engine):
         # padded here: a copy into a part of the buffer would take memory on the GPU
         program.text.copy_(F.pad(text, (0, 0, 0, program.text.shape[1] - text.shape[1])))
         program.lengths.copy_(lengths)
-        for scale in self.manifest.scales:
-            for name, buffer in program.noise[scale.scale].items():
-                buffer.copy_(torch.from_numpy(request[f"{name}.{scale.scale}"]))
+        for scale in {graph.scale for graph in self.manifest.all_scales}:
+            for name, buffer in program.noise[scale].items():
+                buffer.copy_(torch.from_numpy(request[f"{name}.{scale}"]))
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         pixels = program.replay()
         end.record()
         rgb: NDArray[np.uint8] = pixels.cpu().numpy()
-        return Images(None, {"image": start.elapsed_time(end)}, rgb=rgb)
+        return Images(None, {"image": start.elapsed_time(end)}, program.picked, rgb)
 
     def words(self, ids: NDArray[np.int64]) -> FloatArray:
         """Run the bundled text encoder."""
@@ -83,7 +87,7 @@ class CudaEngine(loop.Engine):
             text: FloatArray = self._encoder(torch.from_numpy(ids).to(self.device)).float().cpu().numpy()
         return text
 
-    def _program(self, text: Tensor, batch: int) -> CudaProgram:
+    def _program(self, text: Tensor, batch: int) -> CudaProgram | RungProgram:
         """The captured graph for a size, captured now if it is the first of its size."""
         rows, longest, channels = text.shape
         capacity = text_capacity(longest, self.profile.text.max_length)
@@ -92,8 +96,7 @@ class CudaEngine(loop.Engine):
             example = torch.zeros(rows, capacity, channels, device=self.device)
             scales = (noise_of(self.profile, [0] * batch, scale) for scale in range(len(self.profile.sizes)))
             noise = [{name: torch.from_numpy(part).to(self.device) for name, part in scale.items()} for scale in scales]
-            steps = self.family.fast_steps(self.model, plan_scales(self.schedule), batch)
-            self._programs[key] = CudaProgram(steps, self.decode, example, noise)
+            self._programs[key] = make_program(self.model, self.schedule, self.decode, example, noise)
         return self._programs[key]
 
     def _model(self, weights: dict[str, Tensor]) -> LoadedModel:
@@ -114,6 +117,24 @@ class CudaEngine(loop.Engine):
             encoder = WordEncoder(width=self.profile.transformer.text_channels, max_length=self.profile.text.max_length)
         _fill(encoder, weights, "text_encoder.", self.folder)
         return encoder
+
+
+def make_program(
+    model: LoadedModel,
+    schedule: Schedule,
+    decode: Callable[[Tensor], Tensor],
+    text: Tensor,
+    noise: Sequence[Mapping[str, Tensor]],
+) -> CudaProgram | RungProgram:
+    """Capture a schedule for one size; arguments as of `CudaProgram`."""
+    fast_steps, batch = family_of(model.profile).fast_steps, next(iter(noise[0].values())).shape[0]
+    decision = schedule.decision
+    if decision is None:
+        return CudaProgram(fast_steps(model, plan_scales(schedule), batch), decode, text, noise)
+    shared, ends = split_plans(schedule)
+    tails = {name: fast_steps(model, plans, 1) if plans else None for name, plans in ends.items()}
+    view = View(model.decoder, model.profile, decision) if decision.features == "detail" else None
+    return RungProgram(fast_steps(model, shared, batch), tails, decision, view, decode, text, noise)
 
 
 def _load(path: Path, device: torch.device) -> dict[str, Tensor]:

@@ -29,6 +29,9 @@ class CudaProgram:
         noise: An example of every scale's noise by name; shapes and device are taken from it.
     """
 
+    picked: tuple[str, ...] = ()
+    """No rungs."""
+
     def __init__(
         self,
         steps: ImageSteps,

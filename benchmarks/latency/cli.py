@@ -101,7 +101,12 @@ def _schedules(args: argparse.Namespace, profile: ModelProfile) -> dict[str, Sch
         found[path.stem] = Schedule.load(path)
     for schedule in found.values():
         schedule.check_model(profile)
-    return found
+    # what an image takes depends on its rung: each is a candidate of its own
+    return {
+        f"{name}: {rung}" if rung else name: path
+        for name, schedule in found.items()
+        for rung, path in zip([rung.name for rung in schedule.rungs] or [""], schedule.paths, strict=True)
+    }
 
 
 def _part_table(parts: Mapping[str, Mapping[str, Times]], floors: Mapping[str, float]) -> str:

@@ -27,6 +27,12 @@ def test_prediction_is_the_sum_of_what_runs(name: str) -> None:
     assert made_table().predict(schedule) == pytest.approx(expected, rel=1e-12)
 
 
+def test_rungs_are_predicted_by_the_slowest() -> None:
+    schedule, table = baseline("skipvar", PROFILE), made_table()
+    assert table.predict(schedule) == max(table.predict(path) for path in schedule.paths)
+    assert len({table.predict(path) for path in schedule.paths}) == len(schedule.rungs)
+
+
 def test_straight_lines_between_points_and_the_fewest_keys_below_them() -> None:
     table = replace(
         made_table(),

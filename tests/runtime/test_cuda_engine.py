@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_model import PROMPTS, everything_at_once, small_model, small_profile
+from small_rungs import text_and_noise, with_rungs
 from toprovar.benchmarks.latency.gate import worst_ratio
 from toprovar.compile.cli import main as build_engine
 from toprovar.compile.cuda_bundle import build_cuda_bundle
@@ -17,6 +18,7 @@ from toprovar.models.family import build_steps, noise_of, stored_modules
 from toprovar.models.generate import generate
 from toprovar.models.infinity.vae import to_uint8
 from toprovar.models.load import LoadedModel, WeightOptions, load_model
+from toprovar.models.rungs import build_rungs, generate_rungs
 from toprovar.profiles.baselines import baseline, dense
 from toprovar.profiles.errors import BundleError
 from toprovar.profiles.manifest import WEIGHTS
@@ -142,10 +144,47 @@ def test_words_run_on_the_gpu(tmp_path: Path) -> None:
     np.testing.assert_allclose(engine.words(ids), expected.numpy(), rtol=0, atol=1e-4)
 
 
-def test_rungs_are_refused_and_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["--target", "cuda", "--out", str(tmp_path / "engine")]
-    assert build_engine(["--policy", "skipvar", *out]) == 2
-    assert "lets each image pick a rung" in capsys.readouterr().err
+    assert build_engine(["--policy", "skipvar", "--dry-run", *out]) == 0
+    assert "one up to the decision and" in capsys.readouterr().out
     assert build_engine(["--policy", "skip-1", "--dry-run", *out]) == 0
     assert "captured where it runs" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())
+
+
+@gpu
+@pytest.mark.parametrize("kind", ["entropy", "detail"])
+def test_images_end_as_the_rungs_they_pick(kind: str, tmp_path: Path) -> None:
+    """A batch that splits three ways equals torch, and each image equals itself beside others that pick otherwise."""
+    schedule, images = with_rungs(kind), [0, 1, 2, 3]
+    engine = CudaEngine(build(tmp_path / "engine", schedule))
+    text, lengths, noise = text_and_noise(small_profile(), images)
+    summed, picked = generate_rungs(build_rungs(small_model(), schedule), text, lengths, noise)
+    with torch.inference_mode():
+        expected = to_uint8(small_model().decoder(summed)).numpy()
+    found = engine.generate(text.numpy(), lengths.numpy(), images)
+    assert found.rungs == picked
+    assert len(set(picked)) == 3
+    assert np.abs(found.uint8().astype(int) - expected.astype(int)).max() <= 1
+    turned = engine.generate(text.numpy()[::-1].copy(), lengths.numpy()[::-1].copy(), images[::-1])
+    assert turned.rungs == picked[::-1]
+    assert np.array_equal(turned.uint8()[::-1], found.uint8())
+    for image in images:
+        alone = engine.generate(text.numpy()[[image]], lengths.numpy()[[image]], [image])
+        assert alone.rungs == picked[image : image + 1]
+        assert np.abs(alone.uint8()[0].astype(int) - expected[image].astype(int)).max() <= 1
+
+
+@gpu
+@pytest.mark.parametrize("batch", [1, 4])
+def test_skipvar_runs_with_rungs_that_end_at_the_decision(batch: int, tmp_path: Path) -> None:
+    schedule, images = baseline("skipvar", small_profile()), list(range(batch))
+    engine = CudaEngine(build(tmp_path / "engine", schedule))
+    text, lengths, noise = text_and_noise(small_profile(), images)
+    summed, picked = generate_rungs(build_rungs(small_model(), schedule), text, lengths, noise)
+    with torch.inference_mode():
+        expected = to_uint8(small_model().decoder(summed)).numpy()
+    found = engine.generate(text.numpy(), lengths.numpy(), images)
+    assert found.rungs == picked
+    assert np.abs(found.uint8().astype(int) - expected.astype(int)).max() <= 1
