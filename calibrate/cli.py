@@ -11,13 +11,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..profiles.baselines import FIXED_NAMES, baseline, dense
+from ..profiles.baselines import FIXED_NAMES, baseline
 from ..profiles.console import add_model_arguments, chosen_profile, run_command
 from ..profiles.errors import MeasurementError, ToprovarError
 from ..profiles.model import ModelProfile
-from ..profiles.plan import schedule_flops
 from ..profiles.schedule import Schedule
-from ..profiles.tables import schedule_table
+from ..profiles.tables import flops_speedups, schedule_table, speed_span
 from .targets import add_target_arguments, check_target, search_summary
 
 if TYPE_CHECKING:
@@ -86,7 +85,7 @@ def _auto(args: argparse.Namespace, model: LoadedModel, prompts: PromptSet, cost
     from .search.target import Target
 
     target = Target(speedup=args.target_speedup, latency_ms=args.target_latency_ms, psnr_db=args.min_psnr, ssim=args.min_ssim)
-    return auto_schedule(model, prompts.prompts, args.seed, args.out, target, args.budget_minutes, costs)
+    return auto_schedule(model, prompts.prompts, args.seed, args.out, target, args.budget_minutes, costs, args.adaptive)
 
 
 def _check_writable(out: Path) -> None:
@@ -148,6 +147,7 @@ def _provenance(
 ) -> dict[str, Any]:
     """How the schedule came about: enough to repeat it, and for `build-engine` to find the same model."""
     profile, path = model.profile, Path(prompts.source)
+    speedups = flops_speedups(schedule, profile)
     return {
         **schedule.provenance,
         "profile": profile.to_dict(),
@@ -162,7 +162,8 @@ def _provenance(
         "seed": args.seed,
         "measurements_sha256": measurements_sha256,
         "target_speedup": args.target_speedup if schedule.policy in SEARCHED else None,
-        "flops_speedup": schedule_flops(dense(profile), profile) / schedule_flops(schedule, profile),
+        # of rungs the slowest and the fastest
+        "flops_speedup": [speedups[0], speedups[-1]] if schedule.rungs else speedups[0],
     }
 
 
@@ -171,7 +172,7 @@ def _summary(args: argparse.Namespace, schedule: Schedule, profile: ModelProfile
     found = schedule.provenance.get("auto")
     in_time = found is not None and found["costs"] is not None
     asked = f" (asked {args.target_speedup:g}x)" if schedule.policy in SEARCHED and args.target_speedup and not in_time else ""
-    print(f"\npredicted     {schedule.provenance['flops_speedup']:.2f}x fewer FLOPs than dense{asked}")
+    print(f"\npredicted     {speed_span(flops_speedups(schedule, profile))} fewer FLOPs than dense{asked}")
     for line in search_summary(found) if found else ():
         print(line)
     for what, name in (("measurements", measured), ("schedule", "schedule.yaml"), ("report", "report.html")):

@@ -11,7 +11,7 @@ from typing import Any
 from ..profiles.baselines import dense
 from ..profiles.costs import CostTable
 from ..profiles.errors import ScheduleError
-from ..profiles.fidelity import PSNR_LIMIT_DB, need_ssim
+from ..profiles.fidelity import need_ssim
 from ..profiles.model import ModelProfile
 
 DEFAULT_SPEEDUP = 2.0
@@ -29,6 +29,7 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
     target.add_argument("--min-psnr", type=float, help="for auto: the fastest schedule at least so near to dense, in dB")
     target.add_argument("--min-ssim", type=float, help="for auto: the same by SSIM, below 1")
     parser.add_argument("--costs", type=Path, help="for auto: measured times of the target; latency counts instead of FLOPs")
+    parser.add_argument("--adaptive", action="store_true", help="for auto: each image picks a rung; the target is a mean")
     parser.add_argument("--budget-minutes", type=float, help="for auto: begin no new round of combinations after so long")
 
 
@@ -47,6 +48,10 @@ def check_target(args: argparse.Namespace, profile: ModelProfile) -> CostTable |
             if getattr(args, name) is not None:
                 flag = f"--{name.replace('_', '-')}"
                 raise ScheduleError(f"{flag} is for --policy auto; policy {args.policy} is made for --target-speedup")
+        if args.adaptive:
+            raise ScheduleError(
+                f"--adaptive is for --policy auto, which knows what each prompt loses; got policy {args.policy}"
+            )
     for name, least, most, example in (
         ("target_speedup", 1, math.inf, "2 = half the FLOPs"),
         ("target_latency_ms", 0, math.inf, "milliseconds a batch of the cost table"),
@@ -78,6 +83,9 @@ def search_summary(found: dict[str, Any]) -> Iterator[str]:
     Args:
         found: `provenance["auto"]` of the schedule.
     """
+    if "adaptive" in found:
+        yield from _rule_lines(found["adaptive"])
+        yield "              in the lines below, the single schedule that was found for the same target"
     chosen, rival, target, costs = (found[key] for key in ("chosen", "best_product", "target", "costs"))
     held = f"on {found['prompts']['held_out']} held-out prompts"
     if costs is not None:
@@ -87,7 +95,8 @@ def search_summary(found: dict[str, Any]) -> Iterator[str]:
         )
     yield f"fidelity      {_fidelity(chosen)} to dense; {_fidelity(chosen, 'held_out_')} {held}"
     yield f"beside it     best of skip-N with noguide-M: {_fidelity(rival, 'held_out_')} {held}, {rival['speedup']:.2f}x"
-    if chosen["psnr_db"] >= PSNR_LIMIT_DB:
+    # a faster schedule may draw the very same images
+    if chosen["speedup"] <= 1:
         yield "target        only the dense schedule meets it"
     for name, unit in (("psnr_db", " dB"), ("ssim", "")):
         asked = target[name]
@@ -99,3 +108,34 @@ def search_summary(found: dict[str, Any]) -> Iterator[str]:
 def _fidelity(point: dict[str, Any], prefix: str = "") -> str:
     ssim = point.get(f"{prefix}ssim")
     return f"{point[f'{prefix}psnr_db']:.1f} dB" + (f", SSIM {ssim:.4f}" if ssim is not None else "")
+
+
+def _rule_lines(found: dict[str, Any]) -> Iterator[str]:
+    """Lines on the rule: what it reads, what it picks, and whether a single schedule would do as well.
+
+    Args:
+        found: `provenance["auto"]["adaptive"]` of the schedule.
+    """
+    held, unit = found["held_out"], "" if found["measure"] == "ssim" else " dB"
+    digits = 4 if found["measure"] == "ssim" else 2
+    low_to_high = " < ".join(
+        part
+        for pair in zip(found["order"], [*(f"{limit:.4g}" for limit in found["limits"]), ""], strict=True)
+        for part in pair
+        if part
+    )
+    rungs = ", ".join(f"{r['name']} {r['speedup']:.2f}x for {r['held_out_share']:.0%}" for r in found["rungs"])
+    by = f"{abs(held['gain']):.{digits}f}{unit}"
+    single = f"a mixture of single schedules drawn blindly, {held['single_fidelity']:.{digits}f}{unit}"
+    verdict = {
+        "better": f"{by} better than {single}",
+        "worse": f"{by} worse than {single}",
+        "within noise": f"no difference beyond noise ({held['gain']:+.{digits}f}{unit}) to {single}",
+    }[held["verdict"]]
+    yield f"rule          {found['feature']} of the entropy after scale {found['scale']}: {low_to_high}"
+    yield f"rungs         {rungs} of {held['prompts']} held-out prompts"
+    yield f"adaptive      {held['speedup']:.2f}x on average at {held['fidelity']:.{digits}f}{unit}: {verdict}"
+    if held["verdict"] != "better":
+        yield (
+            "advice        the rule brings nothing here: run again without --adaptive for a single schedule; trials are kept"
+        )

@@ -22,6 +22,17 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0].rstrip(), "-" * len(lines[0]), *(line.rstrip() for line in lines[1:])])
 
 
+def flops_speedups(schedule: Schedule, profile: ModelProfile) -> list[float]:
+    """Dense FLOPs over the schedule's, one number; with rungs one for each, the slowest first."""
+    whole = schedule_flops(dense(profile), profile)
+    return sorted(whole / schedule_flops(path, profile) for path in schedule.paths)
+
+
+def speed_span(speedups: Sequence[float], digits: int = 2, sign: str = "x") -> str:
+    """One speed-up, or the least and the most of several."""
+    return " to ".join(dict.fromkeys(f"{value:.{digits}f}{sign}" for value in (min(speedups), max(speedups))))
+
+
 def schedule_table(schedule: Schedule, profile: ModelProfile) -> str:
     """What runs at each scale: tokens, rows, layers, kept tokens, FLOPs and their share of dense."""
     full = dense(profile)
@@ -43,7 +54,7 @@ def schedule_table(schedule: Schedule, profile: ModelProfile) -> str:
     total, base = schedule_flops(schedule, profile), schedule_flops(full, profile)
     share = f"{total / base:.0%}".replace("%", " %")
     rows.append(["all", "", str(sum(r.count for r in schedule.scales)), "", "", "", "", f"{total / 1e9:.2f}", share])
-    head = f"{schedule.model}: {schedule.policy}, {base / total:.2f}x fewer FLOPs than dense"
+    head = f"{schedule.model}: {schedule.policy}, {speed_span(flops_speedups(schedule, profile))} fewer FLOPs than dense"
     return "\n".join([head, table(rows), *_rung_lines(schedule, profile, base)])
 
 

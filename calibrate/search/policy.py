@@ -14,10 +14,12 @@ from ...profiles.baselines import dense
 from ...profiles.costs import CostTable
 from ...profiles.errors import ScheduleError
 from ...profiles.schedule import Schedule
+from .adaptive import LEAST_PROMPTS, ObservedTrials, fit
+from .adaptive_check import check
 from .price import Price
 from .search import Point, Search, front
 from .target import Target, choose
-from .trials import Fidelity, Trials
+from .trials import Fidelity
 
 TRIALS = "trials.json"
 # every fourth prompt is held out
@@ -32,6 +34,7 @@ def auto_schedule(
     target: Target,
     budget_minutes: float | None = None,
     costs: CostTable | None = None,
+    adaptive: bool = False,
 ) -> Schedule:
     """Find the schedule for a target.
 
@@ -43,16 +46,20 @@ def auto_schedule(
         target: What is asked for.
         budget_minutes: No new round of combinations begins after so many minutes.
         costs: Measured times of the target; None takes FLOPs for the price of a schedule.
+        adaptive: Let each image pick a rung; the target is then met on average over the prompts searched on.
 
     Returns:
-        The schedule; `provenance["auto"]` holds the front, single costs, the factors and the check on held-out prompts.
+        The schedule; `provenance["auto"]` holds the front, single costs, the factors and the check on held-out prompts; of
+        rungs, under `adaptive`, the rule and what it brings.
 
     Raises:
         ScheduleError: Too few prompts, or the target cannot be met; the message names the nearest that can.
         CostError: The cost table does not fit the model.
     """
-    if len(prompts) < 2:
-        raise ScheduleError(f"policy auto needs at least 2 prompts, one is held out to verify the choice; got {len(prompts)}")
+    least = LEAST_PROMPTS if adaptive else 2
+    if len(prompts) < least:
+        what = "policy auto --adaptive" if adaptive else "policy auto"
+        raise ScheduleError(f"{what} needs at least {least} prompts, one is held out to verify the choice; got {len(prompts)}")
     price = Price(model.profile, costs)
     dense_price = price.schedule(dense(model.profile))
     _check_reachable(target, costs)
@@ -61,13 +68,13 @@ def auto_schedule(
     checked = [(text, seed + i) for i, text in enumerate(prompts) if i in held]
     key, with_ssim = trials_key(model), target.ssim is not None
     seconds = budget_minutes * 60 if budget_minutes is not None else None
-    trials = Trials(model, searched, key, out / TRIALS, with_ssim)
+    trials = ObservedTrials(model, searched, key, out / TRIALS, with_ssim)
     search = Search(trials, price, seconds, target.needed_speedup(dense_price))
     points = search.run()
     chosen = choose(points, target, dense_price)
     rival = _rival(search, chosen)
-    trials = Trials(model, checked, key, out / f"held_out_{TRIALS}", with_ssim)
-    here, there = trials.measure([search.schedule(chosen.plan), search.schedule(rival.plan)])
+    held_out = ObservedTrials(model, checked, key, out / f"held_out_{TRIALS}", with_ssim)
+    here, there = held_out.measure([search.schedule(chosen.plan), search.schedule(rival.plan)])
     found = {
         "target": asdict(target),
         "costs": _table(costs, dense_price),
@@ -76,12 +83,17 @@ def auto_schedule(
         "best_product": _shown(rival, search) | _held_out(there),
         "factors": dict(zip(("ends", "tokens", "layers"), (round(f, 4) for f in search.costs.factors), strict=True)),
         "front": [_shown(point, search) for point in points],
-        "products": [_shown(point, search) for point in front(p for p in search.points.values() if not p.plan.changes)],
+        "products": [_shown(point, search) for point in front(p for p in search.points.values() if p.plan.is_product)],
         "single_tokens": _singles(search.costs.tokens),
         "single_layers": _singles(search.costs.layers),
         "schedules_run": len(search.points),
     }
-    return replace(search.schedule(chosen.plan), provenance={"auto": found})
+    schedule = search.schedule(chosen.plan)
+    if adaptive:
+        rule = fit(trials, search, target, chosen)
+        found["adaptive"] = check(rule, search, trials, held_out, points)
+        schedule = rule.schedule(search)
+    return replace(schedule, provenance={"auto": found})
 
 
 def _check_reachable(target: Target, costs: CostTable | None) -> None:
@@ -99,7 +111,7 @@ def _check_reachable(target: Target, costs: CostTable | None) -> None:
 
 def _rival(search: Search, chosen: Point) -> Point:
     """The best product of skip-N and noguide-M that is at least as fast."""
-    products = [p for p in search.points.values() if not p.plan.changes]
+    products = [p for p in search.points.values() if p.plan.is_product]
     fast = [p for p in products if p.speedup >= chosen.speedup] or products
     return max(fast, key=lambda p: p.fidelity.psnr_db)
 
@@ -138,8 +150,14 @@ def _shown(point: Point, search: Search) -> dict[str, Any]:
         "predicted_over_measured_mse": round(point.predicted_mse / point.fidelity.mse, 3) if point.fidelity.mse else None,
         "scales_run": point.plan.runs,
         "scales_guided": min(point.plan.guided, point.plan.runs),
+        "guidance_reused": point.plan.reuse,
         "changes": {
-            scale: {"share": change.share, "fill": change.fill, "skipped_layers": list(change.skipped)}
+            scale: {
+                "share": change.share,
+                "fill": change.fill,
+                "skipped_layers": list(change.skipped),
+                "reused_layers": list(change.reused),
+            }
             for scale, change in sorted(point.plan.changes.items())
             if scale < point.plan.runs
         },

@@ -86,16 +86,19 @@ class Trials:
         self.base = dense(model.profile)
         self.results: Results = _stored(store, key)
 
-    def measure(self, schedules: Iterable[Schedule], progress: Progress | None = None) -> list[Fidelity]:
+    def measure(
+        self, schedules: Iterable[Schedule], progress: Progress | None = None, first: int | None = None
+    ) -> list[Fidelity]:
         """Fidelity of each schedule, in order; one that was measured before is not run again.
 
         Args:
             schedules: For the model's profile.
             progress: Called after each prompt.
+            first: Prompts to measure on, from the first; None for all.
         """
-        asked = list(schedules)
-        names = [f"{seed} {prompt}" for prompt, seed in self.prompts]
-        for (prompt, seed), name in zip(self.prompts, names, strict=True):
+        asked, prompts = list(schedules), self.prompts[:first]
+        names = [f"{seed} {prompt}" for prompt, seed in prompts]
+        for (prompt, seed), name in zip(prompts, names, strict=True):
             new = {s.digest(): s for s in asked if not self._known(s.digest(), name)}
             if new:
                 for digest, values in self._run(prompt, seed, new).items():
@@ -145,7 +148,8 @@ class Trials:
         states = [state]
         for plan in plan_scales(self.base):
             # what any schedule may read of an earlier scale is written by all of them
-            full = replace(plan, writes_entropy=True, writes_delta=plan.layers, last=False)
+            differs = plan.guidance and profile.sampling.guides_logits
+            full = replace(plan, writes_entropy=True, writes_delta=plan.layers, writes_difference=differs, last=False)
             state = run_scales([family_of(profile).step(model, full)], state, noise)
             states.append(state)
         return states, noise
