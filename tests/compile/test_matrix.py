@@ -1,0 +1,65 @@
+"""Family x policy x aspect x guidance x batch on the `onnx` target: ONNX Runtime equals torch, and no state survives.
+
+Every family meets every policy with guidance and without on its square; where a family draws other shapes, each meets every
+policy once, guidance in turn. On each bundle batches of 1, 2 and 4 run, and the first request once more after others.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from matrix_cases import PROMPTS, Case, cases, model_of, schedule_of
+from toprovar.compile.bundle import build_bundle
+from toprovar.models.family import build_steps
+from toprovar.models.generate import generate, image_noise
+from toprovar.models.load import LoadedModel
+from toprovar.models.rungs import build_rungs, generate_rungs
+from toprovar.profiles.errors import ScheduleError
+from toprovar.profiles.schedule import Schedule
+from toprovar.runtime.engine import Engine
+from toprovar.runtime.text import TextSource
+
+SEEDS = (11, 12, 13, 14)
+TOLERANCE = 1e-3  # of pixels in [-1, 1]
+
+
+def torch_images(model: LoadedModel, schedule: Schedule, text: Any) -> np.ndarray[Any, Any]:
+    features, lengths = torch.from_numpy(text.text), torch.from_numpy(text.lengths)
+    noise = image_noise(model.profile, SEEDS)
+    with torch.inference_mode():
+        if schedule.rungs:
+            summed, _ = generate_rungs(build_rungs(model, schedule), features, lengths, noise)
+        else:
+            summed = generate(model.transformer, build_steps(model, schedule), features, lengths, noise)
+        return model.decoder(summed).clamp(-1, 1).numpy()  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("case", [case for case in cases() if not case.refused], ids=str)
+def test_engine_draws_as_torch_in_every_batch(case: Case, tmp_path: Path) -> None:
+    model = model_of(case)
+    schedule = schedule_of(case, model.profile)
+    build_bundle(model, schedule, tmp_path / "engine", model.text_source, lambda _: None)
+    engine, prompts = Engine(tmp_path / "engine", threads=1), PROMPTS[case.family]
+    texts = TextSource(engine)
+    expected = torch_images(model, schedule, texts.encode(prompts))
+    height, width = model.profile.image_size
+    assert expected.shape == (4, 3, height, width)
+    first = None
+    for batch in (1, 4, 2, 1):
+        text = texts.encode(prompts[:batch])
+        found = engine.generate(text.text, text.lengths, SEEDS[:batch]).pixels
+        np.testing.assert_allclose(found, expected[:batch], rtol=0, atol=TOLERANCE, err_msg=f"batch {batch}")
+        if batch == 1:
+            first = found if first is None else first
+            assert np.array_equal(found, first), "another request left something behind"
+
+
+@pytest.mark.parametrize("case", [case for case in cases() if case.refused], ids=str)
+def test_what_a_model_cannot_have_is_refused_in_one_line(case: Case) -> None:
+    with pytest.raises(ScheduleError, match=r"too few|without guidance") as caught:
+        schedule_of(case, model_of(case).profile)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,103 @@
+"""Models, policies and requests of the matrix test: everything a family may be asked for, as small as it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import hart_model
+import small_model
+import small_var
+import torch
+from toprovar.models.load import LoadedModel, WeightOptions, load_model
+from toprovar.profiles.baselines import baseline, dense
+from toprovar.profiles.model import ModelProfile
+from toprovar.profiles.schedule import Schedule, TokenRule
+
+POLICIES = ("dense", "skip-1", "noguide-2", "skip-1+noguide-3", "fastvar", "skipvar", "entropy-hold", "entropy-cache")
+FAMILIES = ("infinity", "var", "hart")
+ASPECTS = {"infinity": (1.0, 2.0, 0.667), "var": (1.0,), "hart": (1.0,)}
+"""Height over width; VAR and HART draw squares only."""
+UNGUIDED = {"infinity": 1.0, "var": 0.0, "hart": 0.0}
+"""The guidance scale at which a family runs no unconditional rows."""
+SPOKEN = ("a red circle", "two blue stars beside a cup", "a cup", "three white rings")
+PROMPTS = {"infinity": SPOKEN, "var": ("3", "7", "0", "9"), "hart": SPOKEN}
+REFUSED = {("infinity", "skipvar"), ("hart", "skipvar")}
+"""Policies that these small models have too few scales for."""
+NEEDS_GUIDANCE = {"noguide-2", "skip-1+noguide-3"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One bundle: every batch size and every request runs on it."""
+
+    family: str
+    policy: str
+    aspect: float
+    guided: bool
+
+    def __str__(self) -> str:
+        return f"{self.family}-{self.policy}-{self.aspect:g}-{'guided' if self.guided else 'unguided'}"
+
+    @property
+    def refused(self) -> bool:
+        return (self.family, self.policy) in REFUSED or (not self.guided and self.policy in NEEDS_GUIDANCE)
+
+
+def cases() -> Iterator[Case]:
+    """Every family, policy and guidance on squares; other aspects with every policy, guidance in turn."""
+    for family in FAMILIES:
+        for number, policy in enumerate(POLICIES):
+            yield from (Case(family, policy, 1.0, guided) for guided in (True, False))
+            for place, aspect in enumerate(ASPECTS[family][1:]):
+                guided = policy in NEEDS_GUIDANCE or (number + place) % 2 == 0
+                yield Case(family, policy, aspect, guided)
+
+
+def model_of(case: Case) -> LoadedModel:
+    """The family's small model at the case's aspect and guidance; the weights are shared."""
+    model = _made(case.family)
+    options = {"cfg": None if case.guided else UNGUIDED[case.family]}
+    if len(ASPECTS[case.family]) > 1:
+        options["aspect_ratio"] = case.aspect
+    return replace(model, profile=model.profile.with_options(**options))
+
+
+def schedule_of(case: Case, profile: ModelProfile) -> Schedule:
+    """The policy's schedule.
+
+    Raises:
+        ScheduleError: The model cannot have it.
+    """
+    kind, _, fill = case.policy.partition("-")
+    return _pruned(profile, fill) if kind == "entropy" else baseline(case.policy, profile)
+
+
+def _pruned(profile: ModelProfile, fill: str) -> Schedule:
+    """Half of the tokens of the last two scales, by entropy, in all layers or in the second one."""
+    base = replace(dense(profile), entropy_layer=1)
+    rules = list(base.scales)
+    for rule in rules[-2:]:
+        half = rule.count // 2
+        kept = (half,) * base.layers if fill == "hold" else (rule.count, half)
+        cached = {"cache_scale": len(rules) - 3} if fill == "cache" else {}
+        rules[rule.scale] = replace(rule, tokens=TokenRule(kept=kept, fill=fill, **cached))
+    return replace(base, policy=f"entropy, {fill}", scales=tuple(rules))
+
+
+@lru_cache(maxsize=3)
+def _made(family: str) -> LoadedModel:
+    if family == "infinity":
+        return small_model.small_model()
+    if family == "hart":
+        model = hart_model.loaded(hart_model.small_profile(), *hart_model.small_model())
+        return replace(model, text_source={"kind": "random", "seed": 0})
+    # enough scales for every policy
+    profile = small_var.small_var_profile(patch_nums=(1, 2, 3, 4, 5, 6, 7, 8))
+    model = load_model(profile, WeightOptions(weights="random"))
+    with torch.no_grad():
+        # logits and codes of a size that decides something
+        model.transformer.head.weight.mul_(30)  # type: ignore[union-attr, operator]
+        model.vae.quantize.embedding.weight.mul_(30)  # type: ignore[union-attr, operator]
+    return model
