@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--prompts", type=Path, help="text file of the prompts to measure on, one a line")
     source.add_argument("--scene-eval", action="store_true", help="measure on SceneEval's prompts, and judge them")
     parser.add_argument("--calibration-prompts", type=Path, help="prompts of toprovar and auto; others than those measured on")
+    parser.add_argument("--schedules", type=Path, help="folder of an earlier sweep, whose calibrated schedules are taken")
     parser.add_argument("--num-prompts", type=int, help="of the calibration prompts, how many (default: all)")
     parser.add_argument("--calibration-seed", type=int, default=1000, help="of the calibration's noise (default: 1000)")
     parser.add_argument("--policies", nargs="+", help="such as skip-1 skip-1+noguide-3 toprovar@2 auto@2 (default: all)")
@@ -55,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     need_ssim()
     profile = chosen_profile(args)
     from ..evaluate.scenes import need_texts
-    from .policies import CALIBRATED, check_policies, default_policies
+    from .policies import CALIBRATED, calibrated, check_policies, default_policies
     from .report import write_results
 
     if args.scene_eval:
@@ -64,9 +65,13 @@ def run(args: argparse.Namespace) -> int:
     if "dense" not in names:
         names = ["dense", *names]
     check_policies(names, profile)
-    if args.calibration_prompts is None and any(name.partition("@")[0] in CALIBRATED for name in names):
-        raise ToprovarError("toprovar and auto need --calibration-prompts; name them, or --policies without those two")
-    key = _key(args, profile.digest())
+    searched = [name for name in names if name.partition("@")[0] in CALIBRATED]
+    if searched and args.calibration_prompts is None and args.schedules is None:
+        raise ToprovarError(
+            f"{searched[0]} needs --calibration-prompts, or --schedules of an earlier sweep; or name --policies without it"
+        )
+    ready = [calibrated(name, args.schedules) for name in searched] if args.schedules else []
+    key = _key(args, profile.digest(), ready)
     found = []
     for name in sorted(names, key=lambda name: name != "dense"):
         result = _result(name, args, key)
@@ -80,11 +85,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _key(args: argparse.Namespace, profile: str) -> str:
+def _key(args: argparse.Namespace, profile: str, ready: Sequence[Path]) -> str:
     """Everything that a result depends on, but the policy."""
     names = ("scene_eval", "num_prompts", "calibration_seed", "limit", "seeds", "seed", "timed", "target", "weights", "threads")
     facts: list[Any] = [__version__, profile, *(getattr(args, name) for name in names)]
-    for path in (args.prompts, args.calibration_prompts, args.costs):
+    for path in (args.prompts, args.calibration_prompts, args.costs, *ready):
         facts.append(hashlib.sha256(path.read_bytes()).hexdigest() if path else None)
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 

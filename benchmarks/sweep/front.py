@@ -12,6 +12,8 @@ Record = dict[str, Any]
 SPEEDS = {"flops_speedup": "FLOPs", "speedup": "measured latency"}
 REACH = (1.2, 5.0)
 """Speed-ups at which margins are stated."""
+OURS = ("auto", "adaptive")
+"""Policies of the search: no rivals of one another."""
 
 
 def value(record: Record, measure: str) -> float | None:
@@ -39,7 +41,7 @@ def margins(records: Sequence[Record], speed: str, measure: str = "psnr_db", pol
         `policy`, `speedup`, `margin` in units of the measure, for points within `REACH`.
     """
     own = [r for r in records if r["policy"].partition("@")[0] == policy]
-    line = front([r for r in records if r not in own], speed, measure)
+    line = front([r for r in records if r["policy"].partition("@")[0] not in OURS], speed, measure)
     found = []
     for record in own:
         at, mine = float(record[speed]), value(record, measure)

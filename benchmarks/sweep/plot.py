@@ -13,6 +13,7 @@ MEASURES = {"psnr_db": "PSNR to dense, dB", "ssim": "SSIM to dense", "scene_eval
 SPEEDS = {"flops_speedup": "speed-up in FLOPs", "speedup": "speed-up in measured latency"}
 LOOKS = {
     "auto": (BLUE, "o"),
+    "adaptive": (BLUE, "*"),
     "toprovar": (ORANGE, "D"),
     "skip-N": (GREY, "s"),
     "noguide-N": (GREY, "^"),

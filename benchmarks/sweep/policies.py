@@ -1,6 +1,7 @@
 """Which policies a sweep runs, and how each becomes a schedule and an engine: by the commands that users have.
 
-A name is a policy of `build-engine --policy`, or `toprovar@X` and `auto@X`, calibrated for a speed-up of X.
+A name is a policy of `build-engine --policy`, or `toprovar@X`, `auto@X` and `adaptive@X` (`auto --adaptive`), calibrated for a
+speed-up of X.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ from ...profiles.baselines import baseline
 from ...profiles.errors import ScheduleError, ToprovarError
 from ...profiles.model import ModelProfile
 
-CALIBRATED = ("toprovar", "auto")
+CALIBRATED = ("toprovar", "auto", "adaptive")
 RULES_OF_OTHERS = ("fastvar", "skipvar")
 SKIP, NOGUIDE, PRODUCT = range(1, 5), range(1, 6), (range(1, 4), range(1, 5))
 """N of skip-N and of noguide-N; in their products N, and how many more scales go without guidance."""
-TARGETS = {"toprovar": (1.5, 2.0, 3.0), "auto": (1.2, 1.5, 2.0, 2.5, 3.0, 3.4, 4.0, 5.0)}
+TARGETS = {"toprovar": (1.5, 2.0, 3.0), "auto": (1.2, 1.5, 2.0, 2.5, 3.0, 3.4, 4.0, 5.0), "adaptive": (2.0, 3.4)}
 
 
 def default_policies(profile: ModelProfile) -> list[str]:
@@ -82,20 +83,39 @@ def make_engine(name: str, args: argparse.Namespace, folder: Path) -> Path:
     policy, _, target = name.partition("@")
     source, engine = ["--policy", name], folder / "engine"
     if policy in CALIBRATED:
-        # one folder for all targets: what a search has run is not run again
-        work = args.out / "calibration"
-        command = ["--prompts", str(args.calibration_prompts), "--policy", policy, "--target-speedup", target]
-        command += ["--out", str(work), "--seed", str(args.calibration_seed)]
-        command += ["--num-prompts", str(args.num_prompts)] if args.num_prompts else []
-        command += ["--device", args.device] if args.device else []
-        command += ["--costs", str(args.costs)] if args.costs and policy == "auto" else []
-        _call("calibrate", calibrate(command + model_flags(args)), name)
-        folder.mkdir(parents=True, exist_ok=True)
-        (work / "schedule.yaml").replace(folder / "schedule.yaml")
-        source = ["--schedule", str(folder / "schedule.yaml")]
+        schedule = folder / "schedule.yaml" if args.schedules is None else calibrated(name, args.schedules)
+        if args.schedules is None:
+            _calibrate(policy, target, args, schedule)
+        source = ["--schedule", str(schedule)]
     command = [*source, "--target", args.target, "--out", str(engine)]
     _call("build-engine", build_engine(command + model_flags(args)), name)
     return engine
+
+
+def calibrated(name: str, sweep: Path) -> Path:
+    """The schedule of a calibrated policy in the folder of an earlier sweep.
+
+    Raises:
+        ToprovarError: It is not there.
+    """
+    path = sweep / "policies" / folder_name(name) / "schedule.yaml"
+    if not path.is_file():
+        raise ToprovarError(f"--schedules {sweep}: has no schedule of {name} ({path}); calibrate it: leave --schedules out")
+    return path
+
+
+def _calibrate(policy: str, target: str, args: argparse.Namespace, schedule: Path) -> None:
+    # one folder for all targets: what a search has run is not run again
+    work, searches = args.out / "calibration", policy != "toprovar"
+    command = ["--prompts", str(args.calibration_prompts), "--policy", "auto" if searches else policy]
+    command += ["--target-speedup", target, "--out", str(work), "--seed", str(args.calibration_seed)]
+    command += ["--num-prompts", str(args.num_prompts)] if args.num_prompts else []
+    command += ["--device", args.device] if args.device else []
+    command += ["--costs", str(args.costs)] if args.costs and searches else []
+    command += ["--adaptive"] if policy == "adaptive" else []
+    _call("calibrate", calibrate(command + model_flags(args)), f"{policy}@{target}")
+    schedule.parent.mkdir(parents=True, exist_ok=True)
+    (work / "schedule.yaml").replace(schedule)
 
 
 def _call(command: str, code: int, name: str) -> None:

@@ -16,6 +16,7 @@ from toprovar.benchmarks.sweep.policies import check_policies, default_policies,
 from toprovar.profiles.baselines import baseline
 from toprovar.profiles.errors import ScheduleError
 from toprovar.profiles.model import load_profile
+from toprovar.profiles.schedule import Schedule
 
 
 def record(policy: str, speed: float, psnr: float | None, scene: float | None = None) -> dict[str, Any]:
@@ -106,4 +107,27 @@ def test_sweep_writes_everything_and_resumes(
         sweep([*command, "--seed", "4"])
     capsys.readouterr()
     assert sweep([*model, "--prompts", str(tmp_path / "prompts.txt"), "--out", str(out)]) == 2
-    assert "toprovar and auto need --calibration-prompts" in capsys.readouterr().err
+    assert "toprovar@1.5 needs --calibration-prompts, or --schedules of an earlier sweep" in capsys.readouterr().err
+
+
+def test_calibrated_schedules_of_another_sweep_are_measured_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a red star\n")
+    profile = load_profile(str(write_profile(tmp_path / "small.yaml")))
+    ready = tmp_path / "earlier" / "policies" / "auto@2" / "schedule.yaml"
+    ready.parent.mkdir(parents=True)
+    baseline("skip-1", profile).save(ready)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("calibrates again")
+
+    monkeypatch.setattr("toprovar.benchmarks.sweep.policies.calibrate", refuse)
+    command = ["--model", str(tmp_path / "small.yaml"), "--weights", "random", "--prompts", str(tmp_path / "prompts.txt")]
+    command += ["--schedules", str(tmp_path / "earlier"), "--timed", "1", "--warm-up", "0", "--out", str(tmp_path / "out")]
+    assert sweep([*command, "--policies", "auto@2"]) == 0
+    record = json.loads((tmp_path / "out" / "sweep.json").read_text())["policies"][1]
+    assert record["schedule_sha256"] == Schedule.load(ready).digest()
+    capsys.readouterr()
+    assert sweep([*command, "--policies", "auto@3"]) == 2
+    assert "has no schedule of auto@3" in capsys.readouterr().err
