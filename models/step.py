@@ -225,11 +225,11 @@ class ScaleStep(nn.Module, ABC):
         part, table = gather_tokens(x, index), gather_rope(rope, index)
         y, k, v, entropy = self.run_attention(layer, block, part, table, past, reads_entropy, state)
         self._record(layer, k, v, entropy, index, state, out)
-        x = x + self._completed("attention", layer, y, index, state, out)
+        x = self._joined("attention", layer, x, y, index, state, out)
         for name, branch in self.other_branches(layer, block, state):
             index = self._branch_tokens(name, layer, x, kept, out)
             y = branch(gather_tokens(x, index))
-            x = x + self._completed(name, layer, y, index, state, out)
+            x = self._joined(name, layer, x, y, index, state, out)
         if layer in self.plan.writes_delta:
             out[f"delta.{layer}"] = self._as_map(x - entering)
         if self.observe:
@@ -247,16 +247,16 @@ class ScaleStep(nn.Module, ABC):
             out[f"observed.kept_{branch}.{layer}"] = index
         return index
 
-    def _completed(
-        self, branch: str, layer: int, y: Tensor, index: Tensor | None, state: Mapping[str, Tensor], out: State
+    def _joined(
+        self, branch: str, layer: int, x: Tensor, y: Tensor, index: Tensor | None, state: Mapping[str, Tensor], out: State
     ) -> Tensor:
-        """A branch's output for all tokens `[R, N, C]`: where a token did not run, that of the cache scale, enlarged."""
+        """The stream `[R, N, C]` plus a branch: where a token did not run, its output at the cache scale, enlarged."""
         name = f"delta_{branch}.{layer}"
         if index is not None:
             y = scatter_tokens(self.enlarge(state[name]).flatten(2).transpose(1, 2), index, y)
         if layer in self.plan.writes_branches:
             out[name] = self._as_map(y)
-        return y
+        return x + y
 
     def _attended(self, layer: int, state: Mapping[str, Tensor]) -> tuple[Past, bool]:
         """Cached keys and values of a layer, and whether its entropy is read."""

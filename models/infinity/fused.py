@@ -8,17 +8,18 @@ definitions of the kernels, so that it is tested everywhere.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from ...plugins.branch_tokens import restore_tokens, token_distance
+from ...plugins.branch_tokens import add_restored, token_distance
 from ...plugins.flash_attention_entropy import flash_attention, flash_attention_entropy
 from ...plugins.residual_norm import residual_norm
 from ...plugins.rotary_cache import rotary_cache
 from ...plugins.skinny_linear import linear, partial_sums, summed
 from ...plugins.text_attention import text_attention
-from ...plugins.token_select import select_tokens
+from ...plugins.token_select import select_with_slots, slots_of
 from ...profiles.model import ModelProfile
 from ...profiles.plan import ScalePlan
 from ..generate import Noise, run_scales
@@ -26,111 +27,8 @@ from ..state import State
 from .blocks import MAX_SCALE_MUL, Block
 from .rope import Rope
 from .step import ScaleStep
-from .transformer import Condition, Infinity
-
-GAMMA1, GAMMA2, SCALE1, SCALE2, SHIFT1, SHIFT2 = range(6)
-
-
-class Arena:
-    """Keys and values of all layers, one behind the other along the token axis: `[2, R, H, T, D]`.
-
-    Those of the last scale are read by their own layer only. They are written in front of the layer's older ones, over the
-    end of the layer before, which nobody reads any more: they cost no memory, and attention does not mind the order of keys.
-    Where the plans end before the image does, there is no last scale.
-    """
-
-    def __init__(self, plans: Sequence[ScalePlan], batch: int, heads: int, width: int) -> None:
-        end = plans[-1]
-        self.last = end.scale if end.last else None
-        rows = batch * max(plan.rows for plan in plans)
-        self.starts: list[int] = []
-        # the first layer has none before it
-        place = max(end.kept) if end.last else 0
-        for past, kept in zip(end.past, end.kept, strict=True):
-            self.starts.append(place)
-            place += past + (0 if end.last else kept)
-        self.shape = (2, rows, heads, place, width)
-
-    def allocate(self, like: Tensor) -> None:
-        """Take the memory, in the dtype and on the device of a tensor."""
-        self.memory = torch.empty(self.shape, dtype=like.dtype, device=like.device)
-
-    def release(self) -> None:
-        """Leave the memory to the decoder: inside a captured graph the allocator gives it out again."""
-        del self.memory
-
-    def take(self, state: Mapping[str, Tensor]) -> None:
-        """Copy the keys and values of earlier scales to where the layers look for them."""
-        for layer, start in enumerate(self.starts):
-            for side, name in enumerate("kv"):
-                older = state.get(f"{name}.{layer}")
-                if older is not None:
-                    self.memory[side, : older.shape[0], :, start : start + older.shape[2]] = older[: self.shape[1]]
-
-    def place(self, layer: int, scale: int, rows: int, past: int, count: int) -> tuple[Tensor, Tensor]:
-        """Where `count` new keys and values go, and all that are attended to: each `[2, R, H, ., D]`, views."""
-        start = self.starts[layer]
-        memory = self.memory[:, :rows]
-        if scale == self.last:
-            return memory[..., start - count : start, :], memory[..., start - count : start + past, :]
-        return memory[..., start + past : start + past + count, :], memory[..., start : start + past + count, :]
-
-
-class Workspace:
-    """What the blocks of one image share; made anew by `begin`, so nothing passes from one image to the next."""
-
-    plan: ScalePlan
-    modulation: Tensor
-    head: Tensor
-    lengths: Tensor
-
-    def __init__(self, model: Infinity, arena: Arena) -> None:
-        self.arena = arena
-        self.gates = torch.cat([block.ada_gss for block in model.blocks()]).unsqueeze(1)  # [L, 1, 1, 6, C]
-        self._ready: tuple[Tensor, Tensor | None, int] | None = None
-
-    def begin(self, condition: Condition) -> None:
-        """Modulation of all layers at once, and the text's length: what depends on the text alone."""
-        self.modulation = (self.gates + condition.shared).squeeze(2)  # [L, R, 6, C]
-        self.head = condition.head
-        self.lengths = (condition.mask == 0).sum(dim=(1, 2, 3))
-        self._ready = None
-
-    def add(self, layer: int, x: Tensor, update: Tensor) -> Tensor:
-        """End of a layer: the MLP's gated update, and at once the norm that the next layer begins with."""
-        rows = x.shape[0]
-        gate = self.modulation[layer, :rows, GAMMA2]
-        following = self._next(layer)
-        if following is None:
-            stream, _ = residual_norm(x, update, gate)
-            return stream
-        scale, shift = self._entry(following, rows)
-        stream, normed = residual_norm(x, update, gate, scale, shift)
-        self._ready = (stream, normed, following)
-        return stream
-
-    def normed(self, layer: int, x: Tensor) -> Tensor:
-        """The norm that a layer, or the head as layer L, begins with."""
-        ready, self._ready = self._ready, None
-        # another tensor: tokens were gathered, rows mixed, or a level added in between
-        if ready is not None and ready[0] is x and ready[1] is not None and ready[2] == layer:
-            return ready[1]
-        scale, shift = self._entry(layer, x.shape[0])
-        _, normed = residual_norm(x, None, None, scale, shift)
-        assert normed is not None
-        return normed
-
-    def _entry(self, layer: int, rows: int) -> tuple[Tensor, Tensor]:
-        if layer == len(self.gates):
-            return self.head[:rows, 0], self.head[:rows, 1]
-        return self.modulation[layer, :rows, SCALE1], self.modulation[layer, :rows, SHIFT1]
-
-    def _next(self, layer: int) -> int | None:
-        """The layer that reads this one's result as it is, the head as layer L; None where tokens are gathered first."""
-        plan = self.plan
-        if plan.tokens is not None and plan.tokens.fill != "hold":
-            return None
-        return next((other for other in plan.layers if other > layer), len(self.gates))
+from .transformer import Infinity
+from .workspace import GAMMA1, GAMMA2, SCALE2, SHIFT2, Arena, Workspace
 
 
 class FusedBlock:
@@ -168,9 +66,9 @@ class FusedBlock:
     def attention_branch(
         self, x: Tensor, shared: Tensor, rope: Rope, past: tuple[Tensor, Tensor] | None, with_entropy: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Self-attention of the tokens given, after its gate."""
+        """Self-attention of the tokens given, before its gate."""
         attended, k, v, entropy = self._attend(self.workspace.normed(self.layer, x), rope, past, with_entropy)
-        return summed(attended, x) * self._vectors(x)[:, None, GAMMA1], k, v, entropy
+        return summed(attended, x), k, v, entropy
 
     def cross_branch(self, x: Tensor, text: tuple[Tensor, Tensor, Tensor]) -> Tensor:
         """Attention of the tokens given to the text."""
@@ -179,11 +77,11 @@ class FusedBlock:
         return summed(self._cross(normed, text), x)
 
     def mlp_branch(self, x: Tensor, shared: Tensor) -> Tensor:
-        """The MLP of the tokens given, after its gate."""
+        """The MLP of the tokens given, before its gate."""
         vectors = self._vectors(x)
         _, normed = residual_norm(x, None, None, vectors[:, SCALE2], vectors[:, SHIFT2])
         assert normed is not None
-        return summed(self._mlp(normed), x) * vectors[:, None, GAMMA2]
+        return summed(self._mlp(normed), x)
 
     def _vectors(self, x: Tensor) -> Tensor:
         """`[R, 6, C]`: gamma1, gamma2, scale1, scale2, shift1, shift2."""
@@ -238,22 +136,39 @@ class FusedInfinity:
 
 
 class FusedStep(ScaleStep):
-    """A scale whose tokens are chosen, gathered and restored by kernels."""
+    """A scale whose tokens are chosen, gathered and restored by kernels; its branches come before their gates."""
+
+    @property
+    def workspace(self) -> Workspace:
+        """Of the blocks."""
+        return cast(FusedInfinity, self.model).workspace
 
     def _branch_tokens(self, branch: str, layer: int, x: Tensor, kept: Tensor | None, out: State) -> Tensor | None:
         if layer in self.plan.branch_layers and kept is None:
-            return select_tokens(token_distance(x), self.plan.kept[layer], largest=True)
+            index, slots = select_with_slots(token_distance(x, self.workspace.mean(x)), self.plan.kept[layer], largest=True)
+            self.workspace.chosen = index, slots
+            return index
         return super()._branch_tokens(branch, layer, x, kept, out)
 
-    def _completed(
-        self, branch: str, layer: int, y: Tensor, index: Tensor | None, state: Mapping[str, Tensor], out: State
+    def _joined(
+        self, branch: str, layer: int, x: Tensor, y: Tensor, index: Tensor | None, state: Mapping[str, Tensor], out: State
     ) -> Tensor:
-        tokens = self.plan.tokens
+        tokens, gate = self.plan.tokens, self._gate(branch, layer, len(x))
         if index is None or tokens is None or tokens.cache_scale is None or layer in self.plan.writes_branches:
-            return super()._completed(branch, layer, y, index, state, out)
+            gated = y if gate is None else y * gate.unsqueeze(1)
+            return super()._joined(branch, layer, x, gated, index, state, out)
         # a map of the state is a view of tokens
         cached = state[f"delta_{branch}.{layer}"].flatten(2).transpose(1, 2)
-        return restore_tokens(y, index, cached, self.profile.sizes[tokens.cache_scale], self.plan.size)
+        chosen = self.workspace.chosen
+        slots = chosen[1] if chosen is not None and chosen[0] is index else slots_of(index, x.shape[1])
+        joined, mean = add_restored(x, y, gate, slots, cached, self.profile.sizes[tokens.cache_scale], self.plan.size)
+        self.workspace.keep_mean(joined, mean)
+        return joined
+
+    def _gate(self, branch: str, layer: int, rows: int) -> Tensor | None:
+        """`[R, C]`; attention to the text has none."""
+        place = {"attention": GAMMA1, "mlp": GAMMA2}.get(branch)
+        return None if place is None else self.workspace.modulation[layer, :rows, place]
 
 
 class FusedSteps:

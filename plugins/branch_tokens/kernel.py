@@ -1,14 +1,18 @@
-"""Triton kernels: one program a token, all of its channels at once."""
+"""Triton kernels: distances of tokens to their mean, and a residual stream plus a branch that only some tokens ran."""
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
-def distance_kernel(x_ptr, mean_ptr, tokens, channels, out_ptr, BLOCK: tl.constexpr):
+def distance_kernel(x_ptr, mean_ptr, tokens, channels, out_ptr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
     """Program i: squared distance of row i of `[R * N, C]` to its batch row's mean `[R, C]` fp32."""
+    if DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < channels
@@ -18,42 +22,62 @@ def distance_kernel(x_ptr, mean_ptr, tokens, channels, out_ptr, BLOCK: tl.conste
 
 
 @triton.jit
-def restore_kernel(
-    part_ptr, index_ptr, cached_ptr, cached_stride_r, cached_stride_n, count, channels,
-    source_h, source_w, target_h, target_w, out_ptr,
-    STEPS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """Program (t, r): token t of `[R, h' * w', C]`, from its place among the kept ones or from the cached window."""
-    token = tl.program_id(0)
+def mean_kernel(sums_ptr, parts, tokens, channels, mean_ptr, PARTS: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr):
+    """Program (c, r): columns c * BLOCK ... of the mean `[R, C]` from partial sums `[R, parts, C]`, in order."""
+    if DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()
+    column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     r = tl.program_id(1).to(tl.int64)
-    column = tl.arange(0, BLOCK)
     inside = column < channels
-    # the kept ones are sorted: halving finds the first that is not before this token
-    low = 0
-    high = count
-    for _ in tl.static_range(STEPS):
-        middle = (low + high) // 2
-        value = tl.load(index_ptr + r * count + tl.minimum(middle, count - 1))
-        before = (value < token) & (low < high)
-        low = tl.where(before, middle + 1, low)
-        high = tl.where(before, high, middle)
-    found = tl.load(index_ptr + r * count + tl.minimum(low, count - 1))
-    ran = (low < count) & (found == token)
-    out_place = out_ptr + (r * target_h * target_w + token) * channels + column
-    if ran:
-        y = tl.load(part_ptr + (r * count + low) * channels + column, mask=inside, other=0.0)
-        tl.store(out_place, y, mask=inside)
-    else:
-        row = token // target_w
-        line = token % target_w
-        top = row * source_h // target_h
-        bottom = ((row + 1) * source_h + target_h - 1) // target_h
-        left = line * source_w // target_w
-        right = ((line + 1) * source_w + target_w - 1) // target_w
-        total = tl.zeros([BLOCK], tl.float32)
-        for i in range(top, bottom):
-            for j in range(left, right):
-                place = r * cached_stride_r + (i * source_w + j).to(tl.int64) * cached_stride_n + column
-                total += tl.load(cached_ptr + place, mask=inside, other=0.0).to(tl.float32)
-        mean = total / ((bottom - top) * (right - left)).to(tl.float32)
-        tl.store(out_place, mean.to(out_ptr.dtype.element_ty), mask=inside)
+    total = tl.zeros([BLOCK], tl.float32)
+    for start in range(0, parts, PARTS):
+        part = start + tl.arange(0, PARTS)
+        place = (r * parts + part)[:, None] * channels + column[None, :]
+        total += tl.sum(tl.load(sums_ptr + place, mask=(part < parts)[:, None] & inside[None, :], other=0.0), 0)
+    tl.store(mean_ptr + r * channels + column, total / tokens, mask=inside)
+
+
+@triton.jit
+def add_restored_kernel(
+    x_ptr, part_ptr, gate_ptr, gate_stride, slot_ptr, cached_ptr, cached_stride_r, cached_stride_n, count, channels,
+    source_h, source_w, target_h, target_w, out_ptr, sums_ptr,
+    WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, GATE: tl.constexpr,
+    TOKENS: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
+):  # fmt: skip
+    """Program (b, c, r): tokens b * TOKENS ..., columns c * BLOCK ... of `[R, h' * w', C]`, and the sum of its columns.
+
+    A token's update comes from its place among the kept ones, after the gate, or from its window of the cached scale.
+    """
+    if DEPENDENT:
+        gdc_launch_dependents()
+        gdc_wait()
+    token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    r = tl.program_id(2).to(tl.int64)
+    tokens = target_h * target_w
+    there, inside = token < tokens, column < channels
+    slot = tl.load(slot_ptr + r * tokens + token, mask=there, other=-1)
+    ran = slot >= 0
+    # [TOKENS, BLOCK]
+    part_place = (r * count + slot)[:, None] * channels + column[None, :]
+    update = tl.load(part_ptr + part_place, mask=ran[:, None] & inside[None, :], other=0.0).to(tl.float32)
+    if GATE:
+        update = update * tl.load(gate_ptr + r * gate_stride + column, mask=inside, other=0.0).to(tl.float32)[None, :]
+    row, line = token // target_w, token % target_w
+    top, bottom = row * source_h // target_h, ((row + 1) * source_h + target_h - 1) // target_h
+    left, right = line * source_w // target_w, ((line + 1) * source_w + target_w - 1) // target_w
+    cached = tl.zeros([TOKENS, BLOCK], tl.float32)
+    for i in tl.static_range(WINDOW_H):
+        for j in tl.static_range(WINDOW_W):
+            seen = there & (ran == 0) & (top + i < bottom) & (left + j < right)
+            source = ((top + i) * source_w + left + j).to(tl.int64)
+            place = r * cached_stride_r + source[:, None] * cached_stride_n + column[None, :]
+            cached += tl.load(cached_ptr + place, mask=seen[:, None] & inside[None, :], other=0.0).to(tl.float32)
+    update += cached / ((bottom - top) * (right - left)).to(tl.float32)[:, None]
+    place = (r * tokens + token)[:, None] * channels + column[None, :]
+    whole = there[:, None] & inside[None, :]
+    stream = (tl.load(x_ptr + place, mask=whole, other=0.0).to(tl.float32) + update).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + place, stream, mask=whole)
+    sums = tl.sum(tl.where(whole, stream.to(tl.float32), 0.0), 0)
+    tl.store(sums_ptr + (r * tl.num_programs(0) + tl.program_id(0)) * channels + column, sums, mask=inside)

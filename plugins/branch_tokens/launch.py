@@ -6,35 +6,61 @@ import torch
 import triton
 from torch import Tensor
 
-from .kernel import distance_kernel, restore_kernel
+from ..dependent import dependent
+from .kernel import add_restored_kernel, distance_kernel, mean_kernel
+from .reference import Size
+
+TOKENS, CHANNELS = 32, 64
+"""Of a program that adds."""
+PARTS, MEAN_CHANNELS = 32, 64
+"""Of a program that adds up partial sums."""
 
 
-def token_distance(x: Tensor) -> Tensor:
+def token_distance(x: Tensor, mean: Tensor | None) -> Tensor:
     """As `token_distance` of the package, on the GPU of x."""
     rows, tokens, channels = x.shape
     x = x.contiguous()
-    mean = x.mean(dim=1, dtype=torch.float32)
+    mean = x.mean(dim=1, dtype=torch.float32) if mean is None else mean
     out = torch.empty(rows, tokens, dtype=torch.float32, device=x.device)
-    block = triton.next_power_of_2(channels)
+    block, ahead = triton.next_power_of_2(channels), dependent(x)
     with torch.cuda.device_of(x):
-        distance_kernel[(rows * tokens,)](x, mean, tokens, channels, out, BLOCK=block, num_warps=_warps(block))
-    return out
-
-
-def restore_tokens(part: Tensor, index: Tensor, cached: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """As `restore_tokens` of the package, on the GPU of part."""
-    rows, count, channels = part.shape
-    assert cached.stride(-1) == 1
-    part, index = part.contiguous(), index.contiguous()
-    out = torch.empty(rows, target[0] * target[1], channels, dtype=part.dtype, device=part.device)
-    block = triton.next_power_of_2(channels)
-    with torch.cuda.device_of(part):
-        restore_kernel[(target[0] * target[1], rows)](
-            part, index, cached, *cached.stride()[:2], count, channels, *source, *target, out,
-            STEPS=count.bit_length(), BLOCK=block, num_warps=_warps(block),
+        distance_kernel[(rows * tokens,)](
+            x, mean, tokens, channels, out,
+            BLOCK=block, DEPENDENT=ahead, num_warps=min(8, max(1, block // 512)), launch_pdl=ahead,
         )  # fmt: skip
     return out
 
 
-def _warps(block: int) -> int:
-    return min(8, max(1, block // 512))
+def add_restored(
+    x: Tensor,
+    part: Tensor,
+    gate: Tensor | None,
+    slots: Tensor,
+    cached: Tensor,
+    source: Size,
+    target: Size,
+) -> tuple[Tensor, Tensor]:
+    """As `add_restored` of the package, on the GPU of x."""
+    rows, tokens, channels = x.shape
+    assert cached.stride(-1) == 1
+    assert gate is None or gate.stride(-1) == 1
+    x, part, slots = x.contiguous(), part.contiguous(), slots.contiguous()
+    out = torch.empty_like(x)
+    blocks = triton.cdiv(tokens, TOKENS)
+    sums = torch.empty(rows, blocks, channels, dtype=torch.float32, device=x.device)
+    mean = torch.empty(rows, channels, dtype=torch.float32, device=x.device)
+    ahead, block = dependent(x), min(CHANNELS, triton.next_power_of_2(channels))
+    # a window of the mode 'area' begins and ends within a token of the cached scale
+    windows = [triton.cdiv(small, large) + 1 for small, large in zip(source, target, strict=True)]
+    with torch.cuda.device_of(x):
+        add_restored_kernel[(blocks, triton.cdiv(channels, block), rows)](
+            x, part, x if gate is None else gate, 0 if gate is None else gate.stride(0), slots, cached, *cached.stride()[:2],
+            part.shape[1], channels, *source, *target, out, sums,
+            WINDOW_H=windows[0], WINDOW_W=windows[1], GATE=gate is not None,
+            TOKENS=TOKENS, BLOCK=block, DEPENDENT=ahead, num_warps=4, launch_pdl=ahead,
+        )  # fmt: skip
+        mean_kernel[(triton.cdiv(channels, MEAN_CHANNELS), rows)](
+            sums, blocks, tokens, channels, mean,
+            PARTS=PARTS, BLOCK=MEAN_CHANNELS, DEPENDENT=ahead, num_warps=4, launch_pdl=ahead,
+        )  # fmt: skip
+    return out, mean

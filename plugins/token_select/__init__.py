@@ -85,6 +85,30 @@ def select_tokens(scores: Tensor, k: int, largest: bool = False) -> Tensor:
     return result
 
 
+def select_with_slots(scores: Tensor, k: int, largest: bool = False) -> tuple[Tensor, Tensor]:
+    """As `select_tokens`, and where each token stands among the chosen ones; no torch op, for captured graphs.
+
+    Args:
+        scores: `[R, N]`, fp16, bf16, fp32 or fp64.
+        k: 1 to N.
+        largest: Take the largest instead of the smallest.
+
+    Returns:
+        `[R, k]` int64, strictly ascending along a row, and `[R, N]` int32, -1 where a token was not chosen.
+    """
+    if not scores.is_cuda:
+        index = reference.select(scores, k, largest)
+        return index, reference.slots(index, scores.shape[1])
+    from . import launch
+
+    return launch.select_with_slots(scores, k, largest)
+
+
+def slots_of(indices: Tensor, n: int) -> Tensor:
+    """Where each of n tokens stands among chosen ones `[R, k]`, distinct in a row: `[R, n]` int32, -1 where it is not."""
+    return reference.slots(indices, n)
+
+
 def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
     """Rows of `x` at `indices`.
 

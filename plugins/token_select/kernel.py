@@ -36,10 +36,12 @@ def _keys(x, inside, LARGEST: tl.constexpr, DROP: tl.constexpr):
 @triton.jit(do_not_specialize=["k"])
 def select_kernel(
     scores_ptr, scores_stride_r, n, k,
-    out_ptr,
-    LARGEST: tl.constexpr, DROP: tl.constexpr, BLOCK: tl.constexpr,
+    out_ptr, slot_ptr,
+    LARGEST: tl.constexpr, DROP: tl.constexpr, SLOTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Program r writes the k chosen columns of row r, ascending, to out `[R, k]` int64; N <= BLOCK <= 16,384.
+
+    With `SLOTS` also slot `[R, N]` int32: the place of a column among the chosen ones, or -1.
 
     `DROP` is the even number of low key bits that the scores' dtype leaves constant.
     """
@@ -76,6 +78,8 @@ def select_kernel(
     # widened only in the address: so 4 bytes a key change layout before the store, not 8, and N = 16,384 does not spill
     slot = tl.where(taken, (seen & 0xFFFF) + tl.minimum(equal_seen, missing) - 1, -1)
     tl.store(out_ptr + row * k + slot.to(tl.int64), columns.to(tl.int64), mask=slot >= 0)
+    if SLOTS:
+        tl.store(slot_ptr + row * n + columns, slot, mask=columns < n)
 
 
 @triton.jit(do_not_specialize=["n", "count"])

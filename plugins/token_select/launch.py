@@ -22,18 +22,35 @@ _INVERT_BLOCK = 4096
 
 def select(scores: Tensor, k: int, largest: bool) -> Tensor:
     """As `reference.select`; which also serves rows of more than 16,384 scores, and fp64."""
-    n = scores.shape[1]
-    if n > MAX_SCORES or scores.dtype not in _CONSTANT_BITS:
+    if not _suits(scores):
         return reference.select(scores, k, largest)
-    scores = _dense(scores)
+    return _select(scores, k, largest, None)
+
+
+def select_with_slots(scores: Tensor, k: int, largest: bool) -> tuple[Tensor, Tensor]:
+    """As `select_with_slots` of the package."""
+    if not _suits(scores):
+        index = reference.select(scores, k, largest)
+        return index, reference.slots(index, scores.shape[1])
+    slots = torch.empty(scores.shape, dtype=torch.int32, device=scores.device)
+    return _select(scores, k, largest, slots), slots
+
+
+def _suits(scores: Tensor) -> bool:
+    return scores.shape[1] <= MAX_SCORES and scores.dtype in _CONSTANT_BITS
+
+
+def _select(scores: Tensor, k: int, largest: bool, slots: Tensor | None) -> Tensor:
+    scores, n = _dense(scores), scores.shape[1]
     out = torch.empty(scores.shape[0], k, dtype=torch.int64, device=scores.device)
     if out.numel() == 0:
         return out
     block = max(128, triton.next_power_of_2(n))
     with torch.cuda.device_of(scores):
         select_kernel[(scores.shape[0],)](
-            scores, scores.stride(0), n, k, out,
-            LARGEST=largest, DROP=_CONSTANT_BITS[scores.dtype], BLOCK=block, num_warps=max(4, block // 512),
+            scores, scores.stride(0), n, k, out, out if slots is None else slots,
+            LARGEST=largest, DROP=_CONSTANT_BITS[scores.dtype], SLOTS=slots is not None, BLOCK=block,
+            num_warps=max(4, block // 512),
         )  # fmt: skip
     return out
 

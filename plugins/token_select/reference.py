@@ -27,6 +27,13 @@ def select(scores: Tensor, k: int, largest: bool) -> Tensor:
     return order[:, :k].sort(dim=-1).values
 
 
+def slots(indices: Tensor, n: int) -> Tensor:
+    """`[R, n]` int32: which of the indices `[R, k]` names a column, or -1."""
+    found = torch.full((indices.shape[0], n), -1, dtype=torch.int32, device=indices.device)
+    places = torch.arange(indices.shape[1], dtype=torch.int32, device=indices.device)
+    return found.scatter(1, indices.long(), places.expand(indices.shape))
+
+
 def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
     """Rows of `x` `[B, N, C]` at `indices` `[B, k]` int32 or int64, in 0..N-1: `[B, k, C]`, contiguous."""
     return x.gather(1, _across(indices, x)).contiguous()

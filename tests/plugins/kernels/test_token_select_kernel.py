@@ -28,6 +28,15 @@ def test_every_bit_of_the_key_counts(device: str) -> None:
         assert torch.equal(launch.select(scores, k, False).cpu(), reference.select(scores.cpu(), k, False))
 
 
+@pytest.mark.parametrize("n", [1, 63, 1000])
+def test_slots_are_the_places_of_the_chosen(n: int, device: str) -> None:
+    scores = torch.randn(3, n, generator=torch.Generator().manual_seed(n)).to(device)
+    index, slots = launch.select_with_slots(scores, max(1, n // 3), True)
+    assert torch.equal(index, launch.select(scores, max(1, n // 3), True))
+    assert torch.equal(slots, reference.slots(index, n))
+    assert torch.equal((slots >= 0).sum(dim=1).cpu(), torch.full((3,), max(1, n // 3)))
+
+
 def test_selection_reads_strided_scores(device: str) -> None:
     wide = scores_of(50, torch.float32, device)
     for scores in (wide[::2, 3:47], wide[:, ::3], wide[:1].expand(4, -1), wide.t().contiguous().t()):
