@@ -30,12 +30,8 @@ class PlainSteps:
 
     def __init__(self, transformer: Conditioned, steps: Sequence[ScaleStep]) -> None:
         self.transformer, self.steps = transformer, steps
-        blocks: list[Any] = list(steps[0].blocks())
-        if next(blocks[0].parameters()).is_cuda:
-            torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES_MOST)
-            compiled = [torch.compile(block, dynamic=False) for block in blocks]
-            for step in steps:
-                step.blocks = lambda: compiled  # type: ignore[method-assign]
+        if next(iter(steps[0].parameters())).is_cuda:
+            compile_blocks(steps)
 
     def begin(self, text: Tensor, lengths: Tensor) -> State:
         """The state before the first scale."""
@@ -48,3 +44,11 @@ class PlainSteps:
     def resume(self, text: Tensor, lengths: Tensor, state: State, noise: Noise) -> Tensor:
         """Summed codes `[B, d, H, W]`, from the state that earlier scales left."""
         return run_scales(self.steps, {**self.begin(text, lengths), **state}, noise)["summed"]
+
+
+def compile_blocks(steps: Sequence[ScaleStep], **options: Any) -> None:
+    """Let steps of one model run its blocks compiled: once a shape, since blocks of one shape share what was compiled."""
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES_MOST)
+    compiled = [torch.compile(block, dynamic=False, **options) for block in steps[0].blocks()]
+    for step in steps:
+        step.blocks = lambda: compiled  # type: ignore[method-assign]

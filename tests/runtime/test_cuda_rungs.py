@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from direct_graphs import without_a_gpu
 from small_model import small_model, small_profile
 from small_rungs import text_and_noise, with_rungs
 from small_var import CLASSES, small_var
@@ -24,7 +23,6 @@ from toprovar.profiles.baselines import baseline, dense
 from toprovar.profiles.decision import Decision, LinearModel
 from toprovar.profiles.rules import Rung
 from toprovar.profiles.schedule import Schedule
-from toprovar.runtime import cuda_program
 from toprovar.runtime.cuda_engine import make_program
 from toprovar.runtime.cuda_rungs import RungProgram
 from torch import Tensor
@@ -32,18 +30,9 @@ from torch import Tensor
 IMAGES = [0, 1, 2, 3]
 
 
-class Direct:
-    """Calls where a graph would be replayed; the first two calls are those of the capture."""
-
-    def __init__(self, call: Callable[[], object], pool: Any = None) -> None:
-        self.replay = call
-        call()
-        call()
-
-
 @pytest.fixture(autouse=True)
 def no_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_program, "Captured", Direct)
+    without_a_gpu(monkeypatch)
 
 
 @torch.inference_mode()

@@ -84,7 +84,8 @@ def small_model(copy: bool = False) -> tuple[Hart, VqVae]:
 
 def loaded(profile: ModelProfile, transformer: Hart, vae: Any) -> LoadedModel:
     """As `load_model` returns it."""
-    text = RandomTextEncoder(profile.transformer.text_channels, profile.text.max_length, seed=0)
+    config = profile.transformer
+    text = RandomTextEncoder(config.text_channels, profile.text.max_length, 0, config.text_tokens)
     return LoadedModel(profile=profile, transformer=transformer, vae=vae, text=text, digests={})
 
 

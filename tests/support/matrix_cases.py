@@ -17,12 +17,14 @@ from toprovar.profiles.schedule import Schedule, TokenRule
 
 POLICIES = ("dense", "skip-1", "noguide-2", "skip-1+noguide-3", "fastvar", "skipvar", "entropy-hold", "entropy-cache")
 FAMILIES = ("infinity", "var", "hart")
-ASPECTS = {"infinity": (1.0, 2.0, 0.667), "var": (1.0,), "hart": (1.0,)}
+SHARED = "var-shared"
+"""VAR with one modulation for all blocks, beside the families: what is its own is made before the first scale."""
+ASPECTS = {"infinity": (1.0, 2.0, 0.667), "var": (1.0,), SHARED: (1.0,), "hart": (1.0,)}
 """Height over width; VAR and HART draw squares only."""
-UNGUIDED = {"infinity": 1.0, "var": 0.0, "hart": 0.0}
+UNGUIDED = {"infinity": 1.0, "var": 0.0, SHARED: 0.0, "hart": 0.0}
 """The guidance scale at which a family runs no unconditional rows."""
 SPOKEN = ("a red circle", "two blue stars beside a cup", "a cup", "three white rings")
-PROMPTS = {"infinity": SPOKEN, "var": ("3", "7", "0", "9"), "hart": SPOKEN}
+PROMPTS = {"infinity": SPOKEN, "var": small_var.CLASSES, SHARED: small_var.CLASSES, "hart": SPOKEN}
 REFUSED = {("infinity", "skipvar"), ("hart", "skipvar")}
 """Policies that these small models have too few scales for."""
 NEEDS_GUIDANCE = {"noguide-2", "skip-1+noguide-3"}
@@ -86,7 +88,7 @@ def _pruned(profile: ModelProfile, fill: str) -> Schedule:
     return replace(base, policy=f"entropy, {fill}", scales=tuple(rules))
 
 
-@lru_cache(maxsize=3)
+@lru_cache(maxsize=4)
 def _made(family: str) -> LoadedModel:
     if family == "infinity":
         return small_model.small_model()
@@ -94,7 +96,7 @@ def _made(family: str) -> LoadedModel:
         model = hart_model.loaded(hart_model.small_profile(), *hart_model.small_model())
         return replace(model, text_source={"kind": "random", "seed": 0})
     # enough scales for every policy
-    profile = small_var.small_var_profile(patch_nums=(1, 2, 3, 4, 5, 6, 7, 8))
+    profile = small_var.small_var_profile(patch_nums=(1, 2, 3, 4, 5, 6, 7, 8), shared_modulation=family == SHARED)
     model = load_model(profile, WeightOptions(weights="random"))
     with torch.no_grad():
         # logits and codes of a size that decides something

@@ -1,0 +1,140 @@
+"""VAR and HART on the target `cuda`: every policy, guidance and batch equals torch; half precision; neighbours; memory.
+
+What runs on a GPU with graphs and compiled blocks runs on a CPU without, from bundle to bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import matrix_cases
+import numpy as np
+import pytest
+import torch
+from direct_graphs import A_GPU, without_a_gpu
+from half_precision import error_ratio, in_half
+from matrix_cases import PROMPTS, Case, cases, model_of, schedule_of
+from toprovar.benchmarks.latency.gate import worst_ratio
+from toprovar.compile.cuda_bundle import build_cuda_bundle
+from toprovar.models.family import build_steps, family_of
+from toprovar.models.generate import condition_rows, generate, image_noise
+from toprovar.models.infinity.vae import to_uint8
+from toprovar.models.plain_steps import compile_blocks
+from toprovar.models.rungs import build_rungs, generate_rungs
+from toprovar.profiles.plan import plan_scales
+from toprovar.runtime.cuda_engine import CudaEngine
+from toprovar.runtime.loop import Images
+from toprovar.runtime.text import TextSource
+
+SEEDS = (11, 12, 13, 14)
+DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")))
+ALL = [case for case in cases() if case.family != "infinity" and not case.refused]
+SHARED = [Case(matrix_cases.SHARED, policy, 1.0, guided) for policy in ("dense", "entropy-cache") for guided in (True, False)]
+PRUNED = [Case(family, "entropy-cache", 1.0, True) for family in ("var", "hart")]
+HALF = [Case(family, policy, 1.0, True) for family in ("var", "hart") for policy in ("entropy-hold", "entropy-cache")]
+
+Open = Callable[[Case, str], CudaEngine]
+
+
+@pytest.fixture
+def opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Open:
+    """A case's bundle, opened on a GPU or, its programs called where graphs would be replayed, on the CPU."""
+
+    def engine_of(case: Case, device: str) -> CudaEngine:
+        model = model_of(case)
+        build_cuda_bundle(model, schedule_of(case, model.profile), tmp_path / "engine", model.text_source, lambda _: None)
+        if device == "cuda":
+            return CudaEngine(tmp_path / "engine")
+        without_a_gpu(monkeypatch)
+        return CudaEngine(tmp_path / "engine", A_GPU, torch.device("cpu"))
+
+    return engine_of
+
+
+def drawn(engine: CudaEngine, case: Case, images: list[int], seeds: list[int] | None = None) -> Images:
+    """Some of the case's prompts, each with its own seed unless others are given."""
+    text = TextSource(engine).encode([PROMPTS[case.family][index] for index in images])
+    return engine.generate(text.text, text.lengths, seeds or [SEEDS[index] for index in images])
+
+
+@torch.inference_mode()
+def expected_images(case: Case) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The case's four images and their rungs, of the torch modules on the CPU."""
+    model = model_of(case)
+    schedule, text = schedule_of(case, model.profile), model.text.encode_prompts(PROMPTS[case.family])
+    given = text.features, text.lengths, image_noise(model.profile, SEEDS)
+    if schedule.rungs:
+        summed, picked = generate_rungs(build_rungs(model, schedule), *given)
+    else:
+        summed, picked = generate(model.transformer, build_steps(model, schedule), *given), ()
+    return to_uint8(model.decoder(summed)).numpy(), picked
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", [*ALL, *SHARED], ids=str)
+def test_images_equal_the_torch_modules(case: Case, device: str, opened: Open) -> None:
+    """fp32: a pixel may fall to the other side of a whole number, no more."""
+    expected, rungs = expected_images(case)
+    engine = opened(case, device)
+    for batch in (1, 2, 4):
+        found = drawn(engine, case, list(range(batch)))
+        difference = np.abs(found.uint8().astype(int) - expected[:batch].astype(int))
+        assert difference.max() <= 1, f"batch {batch}"
+        assert found.rungs == rungs[:batch]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", PRUNED, ids=str)
+def test_one_seed_gives_one_image_whatever_ran_before_and_beside(case: Case, device: str, opened: Open) -> None:
+    engine = opened(case, device)
+    first = drawn(engine, case, [0, 1]).uint8().copy()
+    drawn(engine, case, [3, 2])
+    drawn(engine, case, [1])
+    beside = drawn(engine, case, [0, 2], [SEEDS[0], 99]).uint8().copy()
+    assert np.array_equal(beside[0], first[0])
+    assert not np.array_equal(beside[1], first[1])
+    assert np.array_equal(drawn(engine, case, [0, 1]).uint8(), first)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("case", PRUNED, ids=str)
+def test_a_replay_allocates_nothing(case: Case, opened: Open) -> None:
+    engine = opened(case, "cuda")
+    drawn(engine, case, [0])
+    before = torch.cuda.memory_stats()["allocation.all.allocated"]
+    drawn(engine, case, [0])
+    assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("case", HALF, ids=str)
+def test_bf16_is_as_exact_as_the_eager_modules(case: Case, device: str) -> None:
+    """On the CPU both are the same calls, which shows that every policy runs in bf16 at all."""
+    model = in_half(model_of(case), torch.bfloat16, device)
+    ratio = error_ratio(model, plan_scales(schedule_of(case, model.profile)))
+    assert 0 < ratio < 2.0
+    if device == "cuda":
+        assert worst_ratio(model) < 2.0
+
+
+@pytest.mark.parametrize("case", PRUNED, ids=str)
+def test_a_block_is_one_graph_and_compiled_once_a_shape(case: Case) -> None:
+    """A break would go back to Python in every block, and a graph a layer would soon exceed what may be compiled."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    model = model_of(case)
+    plans = plan_scales(schedule_of(case, model.profile))
+    steps = family_of(model.profile).fast_steps(model, plans, 1)
+    compile_blocks(steps.steps, fullgraph=True, backend=backend)
+    text = model.text.encode_prompts(PROMPTS[case.family][:1])
+    with torch.inference_mode():
+        rows = condition_rows(model.transformer, text.features, text.lengths, True)
+        steps.run(*rows, image_noise(model.profile, SEEDS[:1]))
+    reads = {(plan, layer): plan.writes_entropy and layer == plan.entropy_layer for plan in plans for layer in plan.layers}
+    shapes = {(plan.kept[layer], plan.past[layer], entropy) for (plan, layer), entropy in reads.items()}
+    assert len(graphs) == len(shapes) < len(reads)
