@@ -6,7 +6,7 @@ The bundle is made in a folder beside its destination and renamed when it is com
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -36,13 +36,15 @@ from ..profiles.manifest import (
 from ..profiles.model import ModelProfile
 from ..profiles.plan import ScalePlan, plan_paths, scale_flops, schedule_flops
 from ..profiles.schedule import Schedule
+from .export_cache import exported_once
 from .graphs import OPSET, Exported, export_conditioning, export_decoder, export_scale, export_view, export_words
 from .plan_bundle import compile_plans, engine_entry, kept_folder, with_plan
 from .plan_record import PlanRecord
 from .plans import PlanBuilder
 from .weight_store import WeightStore, place
 
-Job = tuple[str, Callable[[], Exported]]
+Job = tuple[str, Hashable, Callable[[], Exported]]
+"""File, what the graph computes, and how it is made."""
 Progress = Callable[[str], None]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PACKAGES = ("torch", "onnx", "onnxscript", "onnx-ir", "numpy")
@@ -119,18 +121,18 @@ def _jobs(model: LoadedModel, schedule: Schedule, store: WeightStore) -> Iterato
     profile = model.profile
     if isinstance(model.text, WordTextEncoder):
         encoder = model.text.encoder
-        yield "words.onnx", lambda: export_words(encoder, encoder.max_length, store)
-    yield "condition.onnx", lambda: export_conditioning(model.transformer, store)
+        yield "words.onnx", "words", lambda: export_words(encoder, encoder.max_length, store)
+    yield "condition.onnx", "condition", lambda: export_conditioning(model.transformer, store)
     schedule.check_model(profile)
     for plan, file in scale_files(schedule).items():
         step = family_of(profile).step(model, plan)
-        yield file, lambda step=step: export_scale(step, store)  # type: ignore[misc]
+        yield file, plan, lambda step=step: export_scale(step, store)  # type: ignore[misc]
     latent = (profile.transformer.latent_channels, *profile.latent_size)
-    yield "decoder.onnx", lambda: export_decoder(model.decoder, latent, store)
+    yield "decoder.onnx", "decoder", lambda: export_decoder(model.decoder, latent, store)
     if "view.onnx" in graph_files(schedule):
         assert schedule.decision is not None, "only a decision looks at images"
         view = View(model.decoder, profile, schedule.decision)
-        yield "view.onnx", lambda: export_view(view, latent, store)
+        yield "view.onnx", ("view", view.size), lambda: export_view(view, latent, store)
 
 
 def _export_all(
@@ -143,9 +145,9 @@ def _export_all(
     if isinstance(model.text, WordTextEncoder):
         store.register("text_encoder", model.text.encoder)
     exported: dict[str, Exported] = {}
-    for name, job in _jobs(model, schedule, store):
+    for name, what, job in _jobs(model, schedule, store):
         progress(name)
-        exported[name] = job()
+        exported[name] = exported_once(model, what, store, job)
     progress(WEIGHTS)
     layout = store.save(work / WEIGHTS)
     for name, graph in exported.items():

@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Make and measure what is missing, then write table, plot and report."""
     need_ssim()
     profile = chosen_profile(args)
+    from ...compile.export_cache import reusing_graphs
     from ..evaluate.scenes import need_texts
     from .policies import CALIBRATED, calibrated, check_policies, default_policies
     from .report import write_results
@@ -73,10 +74,11 @@ def run(args: argparse.Namespace) -> int:
     ready = [calibrated(name, args.schedules) for name in searched] if args.schedules else []
     key = _key(args, profile.digest(), ready)
     found = []
-    for name in sorted(names, key=lambda name: name != "dense"):
-        result = _result(name, args, key)
-        found.append(result)
-        print(_line(result), file=sys.stderr, flush=True)
+    with reusing_graphs():
+        for name in sorted(names, key=lambda name: name != "dense"):
+            result = _result(name, args, key)
+            found.append(result)
+            print(_line(result), file=sys.stderr, flush=True)
     for path in write_results(args.out, found):
         print(path)
     failed = [record["policy"] for record in found if "error" in record]

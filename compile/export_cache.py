@@ -1,0 +1,51 @@
+"""Graphs that several bundles of one process share: exporting takes most of a build, and policies differ in a few scales."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from torch import Tensor
+
+from ..models.load import LoadedModel
+from .graphs import Exported
+from .weight_store import WeightStore
+
+Kept = tuple[Exported, dict[str, Tensor]]
+"""A graph, and every tensor of the store that it points to."""
+_kept: ContextVar[dict[Hashable, Kept] | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def reusing_graphs() -> Iterator[None]:
+    """Within it, a graph that was exported before, of the same weights and profile, is not exported again."""
+    token = _kept.set({})
+    try:
+        yield
+    finally:
+        _kept.reset(token)
+
+
+def exported_once(model: LoadedModel, what: Hashable, store: WeightStore, export: Callable[[], Exported]) -> Exported:
+    """A graph of a model, from those kept where it is among them.
+
+    Args:
+        model: All weights: small ones stand in the graph itself.
+        what: Names the graph and all that it computes, such as a scale's plan.
+        store: Of the bundle; the graph's constants are in it afterwards.
+        export: Makes the graph and puts its constants into the store.
+    """
+    kept = _kept.get()
+    if kept is None:
+        return export()
+    key = (model.profile.digest(), model.weights_digest(), str(model.weight.dtype), what)
+    if key not in kept:
+        graph = export()
+        kept[key] = graph, {name: store.tensors[name] for name in graph.weights.values()}
+    graph, tensors = kept[key]
+    for name, tensor in tensors.items():
+        store.tensors.setdefault(name, tensor)
+    # placing weights changes the graph
+    return copy.deepcopy(graph)

@@ -1,0 +1,60 @@
+"""Graphs exported once for several bundles: the same bytes as without, and nothing of another model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_model import small_model
+from toprovar.compile import bundle
+from toprovar.compile.export_cache import exported_once, reusing_graphs
+from toprovar.compile.graphs import Exported
+from toprovar.compile.weight_store import WeightStore
+from toprovar.models.load import LoadedModel
+from toprovar.profiles.baselines import baseline
+from toprovar.profiles.manifest import sha256_of
+
+
+def digests(model: LoadedModel, policy: str, out: Path) -> dict[str, str]:
+    bundle.build_bundle(model, baseline(policy, model.profile), out, model.text_source, lambda _: None)
+    return {path.name: sha256_of(path) for path in out.iterdir()}
+
+
+def test_shared_graphs_are_exported_once_and_bundles_keep_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, exported = small_model(), []
+    apart = digests(model, "skip-1", tmp_path / "apart")
+    export = bundle.export_scale
+
+    def counted(step: Any, store: Any) -> Any:
+        exported.append(step.plan.scale)
+        return export(step, store)
+
+    monkeypatch.setattr(bundle, "export_scale", counted)
+    with reusing_graphs():
+        digests(model, "dense", tmp_path / "first")
+        assert digests(model, "skip-1", tmp_path / "second") == apart
+    # the scale before the one that is left out keeps no keys, so it is another graph
+    scales = len(model.profile.sizes)
+    assert exported == [*range(scales), scales - 2]
+
+
+def test_graphs_of_other_weights_and_of_no_block_are_made_anew() -> None:
+    made, store = [], WeightStore()
+
+    def export() -> Exported:
+        made.append(Exported(proto=[], weights={}, inputs=(), outputs=()))
+        return made[-1]
+
+    model = small_model()
+    other = replace(model, digests={"transformer": "other"})
+    with reusing_graphs():
+        for one in (model, model, other, model):
+            exported_once(one, "condition", store, export)
+        assert len(made) == 2
+        # a caller may change what it gets
+        exported_once(model, "condition", store, export).proto.append("placed")
+        assert exported_once(model, "condition", store, export).proto == []
+    exported_once(model, "condition", store, export)
+    assert len(made) == 3
