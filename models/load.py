@@ -19,6 +19,7 @@ from .text import TextEncoder
 from .text.classes import ClassEncoder, ClassNames
 from .text.llm import LlmTextEncoder
 from .text.random_features import RandomTextEncoder
+from .text.system_prompt import SYSTEM_PROMPT, prompt_sha256, read_system_prompt
 from .text.t5 import T5TextEncoder
 from .text.words import WordTextEncoder
 from .tiny.text_encoder import WordEncoder
@@ -94,6 +95,7 @@ def load_model(
     Raises:
         CheckpointError: Files are missing, damaged, or do not fit the profile.
     """
+    _check_text(profile, options)
     digests: dict[str, str] = {}
     family = family_of(profile)
     with torch.device("meta"):
@@ -112,6 +114,17 @@ def load_model(
         digests=digests,
         text_source=source,
     )
+
+
+def _check_text(profile: ModelProfile, options: WeightOptions) -> None:
+    """Refuse a text encoder that cannot be had, before the weights are read."""
+    source = options.text_encoder or profile.text.source
+    if profile.text.kind not in ("t5", "llm") or (options.random and options.text_encoder is None):
+        return
+    if not source:
+        raise CheckpointError(f"{profile.name}: no text encoder is known for this profile; pass --text-encoder FOLDER")
+    if profile.text.kind == "llm":
+        read_system_prompt(source)
 
 
 def _source(profile: ModelProfile, options: WeightOptions, part: str, given: str | None) -> str:
@@ -179,5 +192,7 @@ def _text_encoder(
     if kind == "llm":
         tokens, padding = profile.text.max_length, config.text_padding if isinstance(config, HartConfig) else "right"
         described |= {"padding": padding}
-        return LlmTextEncoder.load(source, tokens, padding, revision=options.revision, device=device), described
+        encoder = LlmTextEncoder.load(source, tokens, padding, revision=options.revision, device=device)
+        digests[f"text_encoder/{SYSTEM_PROMPT}"] = prompt_sha256(encoder.system_prompt)
+        return encoder, described
     return T5TextEncoder.load(source, options.revision, device=device), described

@@ -9,19 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...profiles.errors import CheckpointError, PromptError
 from . import TextFeatures
+from .system_prompt import read_system_prompt
 from .t5 import read_pretrained
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
-
-SYSTEM_PROMPT = "system_prompt.txt"
-"""File beside those of the language model; it belongs to the release of HART, not to this package."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ class LlmTextEncoder:
             source: Folder with the files of a language model and its tokenizer, or an id.
             tokens: T.
             padding: `right` or `left`.
-            system_prompt: None for the text of `system_prompt.txt` in the folder, "" for none.
+            system_prompt: None for the text of `system_prompt.txt` in the folder (`system_prompt.py`), "" for none.
             revision: Branch, tag or commit of the id.
             dtype: fp16 (the default), bf16 or fp32. The CPU always gets fp32.
             device: Where the model runs.
@@ -71,7 +68,7 @@ class LlmTextEncoder:
         """
         import torch
 
-        prompt = _system_prompt(source) if system_prompt is None else system_prompt
+        prompt = read_system_prompt(source) if system_prompt is None else system_prompt
         wanted = torch.float32 if torch.device(device).type == "cpu" else dtype or torch.float16
         tokenizer, model = read_pretrained("AutoModel", "language model", source, revision, wanted)
         if tokenizer.pad_token_id is None:
@@ -114,13 +111,3 @@ class LlmTextEncoder:
         # one token beyond the limit is enough to know
         tokens = self.tokenizer(list(prompts), max_length=self.tokens + 1, truncation=True)["input_ids"]
         return TextFeatures(features, lengths, tuple(len(ids) > self.tokens for ids in tokens))
-
-
-def _system_prompt(source: str) -> str:
-    path = Path(source) / SYSTEM_PROMPT
-    if not path.is_file():
-        raise CheckpointError(
-            f"{source}: no {SYSTEM_PROMPT}, and HART was trained on prompts that stand behind one; save `llm_system_prompt` of "
-            "mit-han-lab/hart under that name in the folder of the language model, and pass the folder"
-        )
-    return path.read_text(encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,11 +27,12 @@ def release(tmp_path: Path) -> Path:
     state = {f"vae.{name}": tensor.contiguous() for name, tensor in vae.state_dict().items()}
     state |= {"vae.quantize.ema_vocab_hit_SV": torch.zeros(5, 96), "disc.main.0.weight": torch.zeros(4, 3, 4, 4)}
     save_file(state, tmp_path / "tokenizer" / "model.safetensors")
+    (tmp_path / "system_prompt.txt").write_text("draw:")
     return tmp_path
 
 
 def options(release: Path) -> WeightOptions:
-    return WeightOptions(weights=str(release / "ema_model.bin"), vae=str(release / "tokenizer"), text_encoder="folder")
+    return WeightOptions(weights=str(release / "ema_model.bin"), vae=str(release / "tokenizer"), text_encoder=str(release))
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
 
     def remember(*args: object, **kwargs: object) -> SimpleNamespace:
         calls.append(args)
-        return SimpleNamespace()
+        return SimpleNamespace(system_prompt="draw:")
 
     monkeypatch.setattr(load.LlmTextEncoder, "load", remember)
     return calls
@@ -52,9 +54,18 @@ def test_released_files_load_key_by_key(release: Path, asked: list[tuple[object,
         expected = theirs.state_dict()
         assert ours.state_dict().keys() == expected.keys()
         assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
-    assert asked == [("folder", 7, "right")]
+    assert asked == [(str(release), 7, "right")]
     assert loaded.text_source["kind"] == "llm"
-    assert set(loaded.digests) == {"transformer/ema_model.bin", "vae/model.safetensors", "text_encoder"}
+    files = {"transformer/ema_model.bin", "vae/model.safetensors", "text_encoder/system_prompt.txt"}
+    assert set(loaded.digests) == {*files, "text_encoder"}
+    assert loaded.digests["text_encoder/system_prompt.txt"] == hashlib.sha256(b"draw:").hexdigest()
+
+
+def test_a_text_encoder_that_cannot_be_had_is_told_before_weights_are_read(release: Path) -> None:
+    """The system prompt was missed after gigabytes of weights had been fetched."""
+    for encoder, message in ((str(release / "tokenizer"), r"no system_prompt\.txt"), (None, "no text encoder is known")):
+        with pytest.raises(CheckpointError, match=message):
+            load_model(small_profile(), replace(options(release), weights="/nowhere.bin", text_encoder=encoder))
 
 
 def test_another_shape_is_refused(release: Path) -> None:

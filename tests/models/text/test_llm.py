@@ -4,7 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from toprovar.models.text.llm import SYSTEM_PROMPT, LlmTextEncoder
+from toprovar.models.text import system_prompt
+from toprovar.models.text.llm import LlmTextEncoder
+from toprovar.models.text.system_prompt import SYSTEM_PROMPT, prompt_sha256, read_system_prompt
 from toprovar.profiles.errors import CheckpointError, PromptError
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -98,8 +100,25 @@ def test_a_prompt_does_not_depend_on_its_batch(folder):
 
 
 def test_missing_system_prompt_is_told_with_its_remedy(tmp_path):
-    with pytest.raises(CheckpointError, match=r"no system_prompt\.txt.*save `llm_system_prompt`"):
+    with pytest.raises(CheckpointError, match=r"no system_prompt\.txt.*in a clone of mit-han-lab/hart run `python -c .* > "):
         LlmTextEncoder.load(str(tmp_path), TOKENS)
+    with pytest.raises(CheckpointError, match=r"owner/model: is no folder here.*pass --text-encoder FOLDER"):
+        LlmTextEncoder.load("owner/model", TOKENS)
+    (tmp_path / SYSTEM_PROMPT).write_text(" \n")
+    with pytest.raises(CheckpointError, match=r"system_prompt\.txt: is empty"):
+        LlmTextEncoder.load(str(tmp_path), TOKENS)
+
+
+def test_an_editor_may_change_the_end_of_the_official_system_prompt(tmp_path, monkeypatch, caplog):
+    """Its last character is a line break: a file without it, or with two, gave other tokens and said nothing."""
+    monkeypatch.setattr(system_prompt, "OFFICIAL_SHA256", prompt_sha256("draw\nthis:\n"))
+    for text in ("draw\nthis:\n", "draw\nthis:", "\ufeffdraw\r\nthis:\r\n\r\n"):
+        (tmp_path / SYSTEM_PROMPT).write_bytes(text.encode())
+        assert read_system_prompt(str(tmp_path)) == "draw\nthis:\n"
+    assert not caplog.records
+    (tmp_path / SYSTEM_PROMPT).write_text("paint this:  ")
+    assert read_system_prompt(str(tmp_path)) == "paint this:  "
+    assert "is not the system prompt that HART was released with" in caplog.text
 
 
 def test_a_tokenizer_without_padding_is_refused(folder, tmp_path, monkeypatch):
