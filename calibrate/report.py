@@ -27,19 +27,10 @@ from . import example_figures as examples
 from . import figures
 from .policy import representative_scale
 from .search import figures as search_figures
-from .search import rule_page
+from .search import front_page, rule_page
 
 TEMPLATE = Path(__file__).with_name("report.html")
 NO_EXAMPLES = "<p>The measurements hold no example images.</p>"
-TARGETS = {
-    "speedup": "at least {:g}×",
-    "latency_ms": "at most {:g} ms",
-    "psnr_db": "at least {:g} dB",
-    "ssim": "an SSIM of at least {:g}",
-}
-"""What a search may be asked for, in words."""
-MEASURES = {"latency_ms": ("Latency, ms", ".0f"), "psnr_db": ("PSNR, dB", ".1f"), "ssim": ("SSIM", ".4f")}
-"""Columns of the front, where they were measured."""
 CONSTANTS = {
     "tau": "tau",
     "tau_side": "rho against tau",
@@ -94,7 +85,7 @@ def _parts(measurements: Measurements, schedule: Schedule, profile: ModelProfile
         "entropy_maps": _entropy_section(measurements, schedule),
         "kept_tokens": _kept_section(measurements, schedule),
         "flops_chart": _figure(figures.flops_chart(schedule, profile), "FLOPs by scale, dense beside the schedule"),
-        "text_tokens": str(TEXT_TOKENS),
+        "counted": _counted(profile),
     }
 
 
@@ -155,7 +146,9 @@ def _kept(plan: ScalePlan) -> str:
 
 
 def _skipped(schedule: Schedule, plan: ScalePlan) -> str:
-    return ", ".join(map(str, schedule.scales[plan.scale].skip_layers)) or "none"
+    rule = schedule.scales[plan.scale]
+    names = {**{layer: str(layer) for layer in rule.skip_layers}, **{n: f"{n} (update reused)" for n in rule.reuse_layers}}
+    return ", ".join(names[layer] for layer in sorted(names)) or "none"
 
 
 def _constants(found: dict[str, Any], schedule: Schedule) -> str:
@@ -182,43 +175,13 @@ def _front_section(found: dict[str, Any] | None) -> str:
     """What the search of the `auto` policy found, and why it chose as it did."""
     if found is None:
         return ""
-    chosen, rival, target = found["chosen"], found["best_product"], found["target"]
-    asked = next(text.format(target[name]) for name, text in TARGETS.items() if target[name] is not None)
-    costs = found["costs"]
-    counted = (
-        ""
-        if costs is None
-        else (
-            f" Speed is latency, predicted from times measured on {html.escape(costs['target'])}, "
-            f"{html.escape(costs['device'])}: dense takes {costs['dense_ms']:,.0f} ms, of which {costs['fixed_ms']:,.0f} ms "
-            "whatever the schedule."
-        )
-    )
-    searched, held = found["prompts"]["searched"], found["prompts"]["held_out"]
-    text = (
-        f"<p>Asked for {asked}.{counted} Of {found['schedules_run']} schedules that were run on {searched} prompts, "
-        f"the chosen one is the best that meets it: {chosen['speedup']:.2f}× at {chosen['psnr_db']:.1f} dB, and "
-        f"{chosen['held_out_psnr_db']:.1f} dB on {held} prompts held out. The best product of skip-N and "
-        f"noguide-M that is as fast: {rival['speedup']:.2f}× at "
-        f"{rival['psnr_db']:.1f} dB, held out {rival['held_out_psnr_db']:.1f} dB.</p>"
-    )
-    shown = {name: entry for name, entry in MEASURES.items() if name in chosen}
-    rows = []
-    for point in found["front"]:
-        changes = "; ".join(
-            f"scale {scale}: {change['share']:.0%} of the tokens ({change['fill']})"
-            + (f", without layers {change['skipped_layers']}" if change["skipped_layers"] else "")
-            for scale, change in point["changes"].items()
-        )
-        ends = f"{point['scales_run']} run, {point['scales_guided']} with guidance"
-        measured = [f"{point[name]:{form}}" for name, (_, form) in shown.items()]
-        rows.append((f"{point['speedup']:.2f}×", *measured, ends, html.escape(changes) or "all tokens"))
-    heads = ("Speed-up", *(head for head, _ in shown.values()), "Scales", "Tokens and layers")
-    table = _table(heads, rows)
-    figures_ = _figure(search_figures.front_chart(found), "PSNR over speed-up") + _figure(
+    heads, rows = front_page.front_table(found)
+    table = _table(heads, [[html.escape(cell) for cell in row] for row in rows])
+    pictures = _figure(search_figures.front_chart(found), "PSNR over speed-up") + _figure(
         search_figures.singles_chart(found), "Cost of pruning one scale"
     )
-    return f'<h2>The search</h2>{text}{figures_}<div class="scroll">{table}</div>{_rule_section(found.get("adaptive"))}'
+    text = f"<p>{html.escape(front_page.front_text(found))}</p>"
+    return f'<h2>The search</h2>{text}{pictures}<div class="scroll">{table}</div>{_rule_section(found.get("adaptive"))}'
 
 
 def _rule_section(found: dict[str, Any] | None) -> str:
@@ -243,7 +206,8 @@ def _entropy_section(measurements: Measurements, schedule: Schedule) -> str:
 
 def _kept_section(measurements: Measurements, schedule: Schedule) -> str:
     if not any(plan.tokens is not None for plan in plan_scales(schedule)):
-        return "<p>This schedule prunes no tokens: every scale that runs keeps all of them.</p>"
+        what = "The first rung" if schedule.rungs else "This schedule"
+        return f"<p>{what} prunes no tokens: every scale that runs keeps all of them.</p>"
     plans = examples.pruned_plans(schedule)
     if not plans:
         return "<p>This schedule keeps a fixed random set of tokens, the same for every image.</p>"
@@ -262,6 +226,14 @@ def _prompt_list(measurements: Measurements) -> str:
     texts = measurements.header["examples"]
     items = "".join(f'<li value="{i + 1}">{html.escape(str(texts[i]))}</li>' for i in examples.examples_shown(measurements))
     return f'<ol class="prompts">{items}</ol>'
+
+
+def _counted(profile: ModelProfile) -> str:
+    """What the FLOPs are of."""
+    if profile.text.kind == "classes":
+        return "transformer only"
+    fixed = profile.transformer.text_tokens
+    return f"transformer only, text of {fixed or TEXT_TOKENS} tokens{', padding included' if fixed else ''}"
 
 
 def _figure(png: bytes, text: str) -> str:

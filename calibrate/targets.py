@@ -13,6 +13,7 @@ from ..profiles.costs import CostTable
 from ..profiles.errors import ScheduleError
 from ..profiles.fidelity import need_ssim
 from ..profiles.model import ModelProfile
+from ..profiles.tables import counted
 
 DEFAULT_SPEEDUP = 2.0
 
@@ -87,7 +88,7 @@ def search_summary(found: dict[str, Any]) -> Iterator[str]:
         yield from _rule_lines(found["adaptive"])
         yield "              in the lines below, the single schedule that was found for the same target"
     chosen, rival, target, costs = (found[key] for key in ("chosen", "best_product", "target", "costs"))
-    held = f"on {found['prompts']['held_out']} held-out prompts"
+    held = f"on {counted(found['prompts']['held_out'], 'held-out prompt')}"
     if costs is not None:
         yield (
             f"latency       {chosen['latency_ms']:.0f} ms predicted, {chosen['speedup']:.2f}x faster than dense "
@@ -133,7 +134,7 @@ def _rule_lines(found: dict[str, Any]) -> Iterator[str]:
         "within noise": f"no difference beyond noise ({held['gain']:+.{digits}f}{unit}) to {single}",
     }[held["verdict"]]
     yield f"rule          {found['feature']} of the entropy after scale {found['scale']}: {low_to_high}"
-    yield f"rungs         {rungs} of {held['prompts']} held-out prompts"
+    yield f"rungs         {rungs} of {counted(held['prompts'], 'held-out prompt')}"
     yield f"adaptive      {held['speedup']:.2f}x on average at {held['fidelity']:.{digits}f}{unit}: {verdict}"
     if held["verdict"] != "better":
         yield (

@@ -22,6 +22,11 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([lines[0].rstrip(), "-" * len(lines[0]), *(line.rstrip() for line in lines[1:])])
 
 
+def counted(number: int, what: str) -> str:
+    """`1 prompt`, `2 prompts`."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def flops_speedups(schedule: Schedule, profile: ModelProfile) -> list[float]:
     """Dense FLOPs over the schedule's, one number; with rungs one for each, the slowest first."""
     whole = schedule_flops(dense(profile), profile)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...profiles.fidelity import psnr
+from ...profiles.tables import counted
 from ..figures import BLUE, GREY, ORANGE, charted, new_figure
 
 COLOURS = {"quality": BLUE, "balanced": GREY, "fast": ORANGE}
@@ -31,8 +32,9 @@ def rule_text(found: dict[str, Any]) -> str:
     )
     for name, words in (("searched", "searched on"), ("held_out", "held out")):
         side = found[name]
+        prompts = counted(side["prompts"], "prompt")
         text += (
-            f" On {side['prompts']} prompts {words}: {side['speedup']:.2f}× on average at {side['fidelity']:.{digits}f}{unit}; "
+            f" On {prompts} {words}: {side['speedup']:.2f}× on average at {side['fidelity']:.{digits}f}{unit}; "
             f"single schedules mixed blindly to the same speed: {side['single_fidelity']:.{digits}f}{unit}."
         )
     return f"{text} {VERDICTS[found['held_out']['verdict']]}"

@@ -17,6 +17,7 @@ from toprovar.calibrate.example_figures import kept_mask, layers_keeping, pruned
 from toprovar.calibrate.figures import kept_shares
 from toprovar.calibrate.policy import toprovar_schedule
 from toprovar.calibrate.report import write_report
+from toprovar.calibrate.search.front_page import front_table
 from toprovar.models.infinity.select import select_tokens
 from toprovar.profiles.baselines import baseline, dense
 from toprovar.profiles.errors import MeasurementError, ScheduleError
@@ -138,6 +139,35 @@ def test_other_ways_to_choose_tokens_are_told(tiny, measurements, tmp_path):
     assert "fixed random set" in text
     assert "100 (10%)" in text
     assert "2, 3" in text
+
+
+def test_reused_updates_and_what_the_flops_are_of_are_told(tiny, measurements, tmp_path):
+    """A layer that adds an earlier update was told as one that runs."""
+    rules = list(dense(tiny).scales)
+    rules[9] = replace(rules[9], reuse_layers=(3,), skip_layers=(5,))
+    write_report(tmp_path / "report.html", measurements, replace(dense(tiny), scales=tuple(rules)), tiny)
+    text = visible_text((tmp_path / "report.html").read_text())
+    assert "3 (update reused), 5" in text
+    assert "transformer only, text of 40 tokens." in text
+
+
+def test_a_front_names_every_change():
+    """All tokens were told to be held where a layer reused its update, and reused guidance as none."""
+    change = {"share": 1.0, "fill": "hold", "skipped_layers": [], "reused_layers": [0]}
+    point = {"speedup": 2.0, "psnr_db": 30.0, "scales_run": 5, "scales_guided": 3, "guidance_reused": True}
+    pruned = {**change, "share": 0.5, "fill": "cache", "skipped_layers": [1], "reused_layers": []}
+    front = [{**point, "changes": {4: change}}, {**point, "guidance_reused": False, "changes": {3: pruned}}]
+    heads, rows = front_table({"chosen": {"psnr_db": 30.0}, "front": front})
+    assert heads == ("Speed-up", "PSNR, dB", "Scales", "Tokens and layers")
+    assert rows == [
+        (
+            "2.00×",
+            "30.0",
+            "5 run, 3 with guidance, the others with its last difference",
+            "scale 4: layers [0] add their update of an earlier scale",
+        ),
+        ("2.00×", "30.0", "5 run, 3 with guidance", "scale 3: 50% of the tokens (cache), without layers [1]"),
+    ]
 
 
 def test_wide_images_fit_too(tmp_path):

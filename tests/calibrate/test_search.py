@@ -189,7 +189,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
     assert calibrate([*common, "--policy", "auto", "--min-psnr", "20", "--out", str(out)]) == 0
     text = capsys.readouterr().out
-    assert "held-out prompts" in text
+    assert "on 1 held-out prompt\n" in text
     assert "The search" in (out / "report.html").read_text()
     schedule = Schedule.load(out / "schedule.yaml")
     assert schedule.policy == "auto"

@@ -7,6 +7,7 @@ from pathlib import Path
 from small_model import prompt_set
 from small_var import CLASSES, small_var
 from toprovar.calibrate.policy import toprovar_schedule
+from toprovar.calibrate.report import write_report
 from toprovar.calibrate.run import measure
 from toprovar.calibrate.search.trials import Trials
 from toprovar.profiles.baselines import baseline, dense
@@ -23,6 +24,9 @@ def test_measured_and_scheduled(tmp_path: Path) -> None:
     schedule = toprovar_schedule(measurements, model.profile, 1.8)
     speedup = schedule_flops(dense(model.profile), model.profile) / schedule_flops(schedule, model.profile)
     assert 1.7 < speedup < 1.9
+    write_report(tmp_path / "report.html", measurements, schedule, model.profile)
+    # a class has no text
+    assert "dense model’s work; transformer only.</p>" in (tmp_path / "report.html").read_text()
 
 
 def test_trials_see_what_a_schedule_costs() -> None:
