@@ -94,8 +94,12 @@ class CudaEngine(loop.Engine):
         key = (batch, capacity)
         if key not in self._programs:
             example = torch.zeros(rows, capacity, channels, device=self.device)
-            scales = (noise_of(self.profile, [0] * batch, scale) for scale in range(len(self.profile.sizes)))
-            noise = [{name: torch.from_numpy(part).to(self.device) for name, part in scale.items()} for scale in scales]
+            scales = (noise_of(self.profile, [0], scale) for scale in range(len(self.profile.sizes)))
+            # its values do not matter: one image's stand for all
+            noise = [
+                {name: torch.from_numpy(part).to(self.device).expand(batch, *part.shape[1:]) for name, part in scale.items()}
+                for scale in scales
+            ]
             self._programs[key] = make_program(self.model, self.schedule, self.decode, example, noise)
         return self._programs[key]
 

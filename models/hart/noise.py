@@ -27,9 +27,7 @@ def scale_noise(profile: ModelProfile, seed: int, scale: int) -> dict[str, NDArr
     assert isinstance(sampling, HartSampling)
     h, w = profile.sizes[scale]
     names = ("noise", "smooth_noise") if sampling.more_smooth else ("noise",)
-    found = {
-        name: gumbel_noise(scale_stream(seed, scale, kind), (1, h * w, config.vocabulary)) for kind, name in enumerate(names)
-    }
+    found = {name: gumbel_noise(seed, scale, kind, (1, h * w, config.vocabulary)) for kind, name in enumerate(names)}
     if scale == len(profile.sizes) - 1:
         shape = (1, h * w, config.diffusion_steps, config.latent_channels)
         found["diffusion_noise"] = scale_stream(seed, scale, len(names)).standard_normal(shape, dtype=np.float32)

@@ -21,4 +21,5 @@ def scale_noise(profile: ModelProfile, seed: int, scale: int) -> dict[str, NDArr
     assert isinstance(config, TransformerConfig)
     counts = [h * w for h, w in profile.sizes]
     start = sum(counts[:scale])
-    return {"noise": _image_noise(seed, sum(counts), config.token_bits)[None, start : start + counts[scale]]}
+    # a copy: the stream is handed out again
+    return {"noise": _image_noise(seed, sum(counts), config.token_bits)[None, start : start + counts[scale]].copy()}

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from ...profiles.model import ModelProfile
 from ...profiles.var import VarConfig, VarSampling
-from ..noise import gumbel_noise, scale_stream
+from ..noise import gumbel_noise
 
 
 def scale_noise(profile: ModelProfile, seed: int, scale: int) -> dict[str, NDArray[np.float32]]:
@@ -26,6 +26,4 @@ def scale_noise(profile: ModelProfile, seed: int, scale: int) -> dict[str, NDArr
     assert isinstance(sampling, VarSampling)
     h, w = profile.sizes[scale]
     names = ("noise", "smooth_noise") if sampling.more_smooth else ("noise",)
-    return {
-        name: gumbel_noise(scale_stream(seed, scale, kind), (1, h * w, config.vocabulary)) for kind, name in enumerate(names)
-    }
+    return {name: gumbel_noise(seed, scale, kind, (1, h * w, config.vocabulary)) for kind, name in enumerate(names)}
