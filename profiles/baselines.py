@@ -57,7 +57,7 @@ def baseline(policy: str, profile: ModelProfile) -> Schedule:
     if any(text is not None and not 1 <= int(text) < scales for text in match.groups()):
         raise ScheduleError(f"policy {policy}: N must be 1 to {scales - 1} for the {scales} scales of {profile.name}")
     if unguided and not base.guided:
-        raise ScheduleError(f"policy {policy}: the model runs without guidance (cfg 1), there is none to drop")
+        raise ScheduleError(f"policy {policy}: the model runs without guidance at this cfg, there is none to drop")
     if match[2] and unguided <= skipped:
         raise ScheduleError(f"policy {policy}: the last {skipped} scales do not run; noguide-M needs M of more than {skipped}")
     rules = tuple(

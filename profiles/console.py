@@ -19,12 +19,17 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--model", help=f"profile: {', '.join(shipped())}, or a profile .yaml (default: tiny)")
     group.add_argument("--weights", help="transformer: .pth, .safetensors, folder, hub id, or `random`")
     group.add_argument("--vae", help="VAE: file or hub id")
-    group.add_argument("--text-encoder", help="text encoder: folder or hub id")
+    group.add_argument("--text-encoder", help="text encoder: folder or hub id; of VAR a file of class names")
     group.add_argument("--revision", help="branch, tag or commit of hub ids")
-    group.add_argument("--pn", choices=("0.06M", "0.25M", "0.60M", "1M"), help="pixel budget")
-    group.add_argument("--aspect-ratio", type=float, help="height / width; the nearest of the 15 templates is taken")
-    group.add_argument("--cfg", type=float, nargs="+", help="guidance strength: one, or one a scale; 1 = no guidance")
-    group.add_argument("--tau", type=float, nargs="+", help="temperature of the bits: one, or one a scale")
+    group.add_argument("--pn", choices=("0.06M", "0.25M", "0.60M", "1M"), help="pixel budget of Infinity")
+    group.add_argument("--aspect-ratio", type=float, help="height / width of Infinity; the nearest of the 15 templates")
+    group.add_argument(
+        "--cfg",
+        type=float,
+        nargs="+",
+        help="guidance strength; Infinity: one, or one a scale, 1 = none; VAR, HART: one, 0 = none",
+    )
+    group.add_argument("--tau", type=float, nargs="+", help="temperature of Infinity's bits: one, or one a scale")
 
 
 def chosen_profile(args: argparse.Namespace, base: ModelProfile | None = None) -> ModelProfile:

@@ -123,8 +123,8 @@ class HartSampling:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "top_k", tuple(self.top_k))
-        if not self.cfg >= 0:
-            raise ProfileError(f"cfg must be >= 0, got {self.cfg!r}")
+        if not isinstance(self.cfg, (int, float)) or not self.cfg >= 0:
+            raise ProfileError(f"cfg must be one number >= 0, which rises from scale to scale by itself, got {self.cfg!r}")
         if len(self.top_k) != 2 or any(not isinstance(k, int) or k < 1 for k in self.top_k):
             raise ProfileError(f"top_k must be two whole numbers >= 1, got {list(self.top_k)}")
         if not 0 <= self.top_p <= 1:

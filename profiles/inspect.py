@@ -11,18 +11,19 @@ from .errors import ToprovarError
 from .manifest import MANIFEST, SCHEDULE, EngineManifest
 from .model import ModelProfile, load_profile, shipped
 from .schedule import Schedule
+from .strict import read_yaml
 from .tables import schedule_table, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("thing", help=f"schedule.yaml, a bundle's folder, or a profile: {', '.join(shipped())}")
+    parser.add_argument("thing", help=f"schedule.yaml, a bundle's folder, or a profile: {', '.join(shipped())} or your .yaml")
     parser.add_argument("--model", help="profile the schedule is for, where it does not record one")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what the thing is."""
     path = Path(args.thing)
-    if args.thing in shipped():
+    if args.thing in shipped() or _is_profile(path):
         _print_profile(load_profile(args.thing))
     elif path.is_dir():
         _print_bundle(path)
@@ -40,6 +41,11 @@ def run(args: argparse.Namespace) -> int:
     else:
         raise ToprovarError(f"{args.thing}: expected a schedule .yaml, a bundle's folder or one of {', '.join(shipped())}")
     return 0
+
+
+def _is_profile(path: Path) -> bool:
+    """Whether a file is a profile and no schedule."""
+    return path.suffix in (".yaml", ".yml") and "transformer" in read_yaml(path, ToprovarError)
 
 
 def _print_profile(profile: ModelProfile) -> None:

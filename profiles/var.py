@@ -102,8 +102,8 @@ class VarSampling:
     more_smooth: bool = False
 
     def __post_init__(self) -> None:
-        if not self.cfg >= 0:
-            raise ProfileError(f"cfg must be >= 0, got {self.cfg!r}")
+        if not isinstance(self.cfg, (int, float)) or not self.cfg >= 0:
+            raise ProfileError(f"cfg must be one number >= 0, which rises from scale to scale by itself, got {self.cfg!r}")
         if not isinstance(self.top_k, int) or self.top_k < 0:
             raise ProfileError(f"top_k must be a whole number >= 0, got {self.top_k!r}")
         if not 0 <= self.top_p <= 1:

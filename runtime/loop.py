@@ -182,7 +182,9 @@ class Engine(ABC):
         """Conditional rows, then with guidance the unconditional ones: the learned vectors, cut to the prompt's length."""
         if not self.schedule.guided:
             if negative is not None:
-                raise ToprovarError("a negative prompt needs guidance, this engine was built with cfg 1; build one with --cfg")
+                raise ToprovarError(
+                    "a negative prompt needs guidance, this engine was built without; build one with another --cfg"
+                )
             return text, lengths
         if negative is None:
             learned = self.unconditional[: text.shape[1]]

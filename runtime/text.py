@@ -20,6 +20,11 @@ class Features(NamedTuple):
     cut: tuple[bool, ...]
 
 
+OWN = {
+    "words": "this bundle holds its text encoder",
+    "random": "this bundle was built with random weights and draws from random text features",
+}
+"""Kinds of encoders that nothing from outside can stand in for, and why."""
 KEPT_CALLS = 256
 """Whose features stay: images of one prompt with other seeds do not run the encoder again."""
 
@@ -31,6 +36,8 @@ class TextSource:
         self.engine = engine
         self.described: dict[str, Any] = engine.manifest.text_encoder
         self.source = source
+        if source and self.described.get("kind") in OWN:
+            raise ToprovarError(f"--text-encoder {source}: {OWN[self.described['kind']]}; leave it out")
         self._encoder: Any = None
         self._known: dict[tuple[str, ...], Features] = {}
 
@@ -65,7 +72,9 @@ class TextSource:
         from ..models.text.classes import ClassNames
 
         embedding = self.engine.tensor("transformer.class_emb.weight")
-        numbers = ClassNames(len(embedding) - 1, self.described["names"]).numbers(prompts)
+        count, given = len(embedding) - 1, self.source
+        names = ClassNames.read(count, given) if given else ClassNames(count, self.described["names"])
+        numbers = names.numbers(prompts)
         return Features(embedding[numbers][:, None], np.ones(len(numbers), np.int64), (False,) * len(numbers))
 
     def _place(self) -> tuple[Any, str]:

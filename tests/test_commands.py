@@ -85,6 +85,8 @@ def test_inspect_prints_everything(work: Path, capsys: pytest.CaptureFixture[str
         text = capsys.readouterr().out
         assert "fewer FLOPs than dense" in text
         assert text.count("x") > 7
+    assert cli.main(["inspect", str(work / "small.yaml")]) == 0
+    assert "profile         small\n" in capsys.readouterr().out
     for name in shipped():
         assert cli.main(["inspect", name]) == 0
     assert "64x64" in capsys.readouterr().out
@@ -120,8 +122,11 @@ REFUSED = [
     (["run", "--engine", "{work}/engine", "--prompts", "{work}/engine/weights.safetensors"], "is no text file"),
     (["run", "--engine", "{work}/engine", "--prompt", "x", "--num-images", "0"], "--num-images must be 1"),
     (["run", "--engine", "{work}/engine", "--prompt", "x", "--seed", "-1"], "--seed must be 0"),
+    (["run", "--engine", "{work}/engine", "--prompt", "x", "--text-encoder", "t5"], "this bundle holds its text encoder"),
     (["build-engine", "--schedule", "{work}/none.yaml"], "no such file"),
     (["build-engine", "--policy", "skip-99"], "N must be 1 to 9"),
+    (["build-engine", "--policy", "dense", "--model", "var-d16", "--cfg", "1", "2"], "cfg must be one number"),
+    (["build-engine", "--policy", "dense", "--model", "hart-0.7b", "--cfg", "1", "2"], "cfg must be one number"),
     (["build-engine", "--policy", "dense", "--out", "{work}/calibration"], "is no engine bundle"),
     (["build-engine", "--policy", "dense", "--model", "infinity-3b"], "is not known"),
     (["build-engine", "--policy", "dense", "--model", "infinity-125m", "--out", "{work}/x"], "no transformer weights"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from small_model import small_profile
+from toprovar.profiles.errors import PromptError, ToprovarError
 from toprovar.runtime import text
 from toprovar.runtime.text import TextSource
 
@@ -32,3 +34,20 @@ def test_the_oldest_prompts_are_forgotten(source: TextSource, monkeypatch: pytes
     for prompt in ("one", "two", "one", "three"):
         source.encode([prompt])
     assert list(source._known) == [("one",), ("three",)]
+
+
+def test_names_of_classes_may_come_with_the_request(tmp_path: Path) -> None:
+    """A bundle without names told its user to pass a file of names, and did not read it."""
+    (tmp_path / "names.txt").write_text("tench, Tinca tinca\ngoldfish\n")
+    embedding = np.arange(6, dtype=np.float32).reshape(3, 2)
+    manifest = SimpleNamespace(text_encoder={"kind": "classes", "names": []})
+    engine: Any = SimpleNamespace(manifest=manifest, tensor=lambda _: embedding)
+    with pytest.raises(PromptError, match=r"from 0 to 1, names need a file of names \(--text-encoder\)"):
+        TextSource(engine).encode(["goldfish"])
+    found = TextSource(engine, str(tmp_path / "names.txt")).encode(["goldfish", "Tinca  Tinca"])
+    assert np.array_equal(found.text[:, 0], embedding[[1, 0]])
+
+
+def test_a_source_that_would_not_be_read_is_refused(source: TextSource) -> None:
+    with pytest.raises(ToprovarError, match="flan-t5-xl: this bundle was built with random weights"):
+        TextSource(source.engine, "flan-t5-xl")
