@@ -12,11 +12,12 @@ import pytest
 import torch
 from golden_files import Golden, golden_folder
 from toprovar.models.generate import generate
-from toprovar.models.var.generate import build_steps
+from toprovar.models.var.step import VarStep
 from toprovar.models.var.transformer import Var
 from toprovar.models.vq.quantizer import Quantizer
 from toprovar.profiles.baselines import dense
 from toprovar.profiles.model import ModelProfile, TextConfig
+from toprovar.profiles.plan import plan_scales
 from toprovar.profiles.var import VarConfig, VarSampling
 from toprovar.profiles.vq import VqConfig
 from torch import Tensor
@@ -108,7 +109,7 @@ def _run(data: Golden, call: str) -> Recorder:
             entry["smooth_noise"] = part.float()
     text = model.class_emb.weight[[data.meta["calls"][call]["label"]]].unsqueeze(1)
     recorder = Recorder(model)
-    steps = build_steps(model, quantizer, profile, dense(profile), observe=True)
+    steps = [VarStep(model, quantizer, profile, plan, observe=True).eval() for plan in plan_scales(dense(profile))]
     generate(model, steps, text, torch.ones(1, dtype=torch.int64), noise, on_scale=recorder.on_scale)
     return recorder
 
