@@ -192,7 +192,7 @@ def _text_encoder(
     if kind == "llm":
         tokens, padding = profile.text.max_length, config.text_padding if isinstance(config, HartConfig) else "right"
         described |= {"padding": padding}
-        encoder = LlmTextEncoder.load(source, tokens, padding, revision=options.revision, device=device)
-        digests[f"text_encoder/{SYSTEM_PROMPT}"] = prompt_sha256(encoder.system_prompt)
-        return encoder, described
+        llm = LlmTextEncoder.load(source, tokens, padding, revision=options.revision, device=device)
+        digests[f"text_encoder/{SYSTEM_PROMPT}"] = prompt_sha256(llm.system_prompt)
+        return llm, described
     return T5TextEncoder.load(source, options.revision, device=device), described
