@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--calibration-prompts", type=Path, help="prompts of toprovar and auto; others than those measured on")
     parser.add_argument("--schedules", type=Path, help="folder of an earlier sweep, whose calibrated schedules are taken")
     parser.add_argument("--num-prompts", type=int, help="of the calibration prompts, how many (default: all)")
-    parser.add_argument("--calibration-seed", type=int, default=1000, help="of the calibration's noise (default: 1000)")
+    parser.add_argument(
+        "--calibration-seed", type=int, default=1000, help="of the calibration's noise, and of random weights (default: 1000)"
+    )
     parser.add_argument("--policies", nargs="+", help="such as skip-1 skip-1+noguide-3 toprovar@2 auto@2 (default: all)")
     parser.add_argument("--limit", type=int, help="of SceneEval the first N prompts of each task; else the first N prompts")
     parser.add_argument("--seeds", type=int, default=1, help="images a prompt (default: 1)")

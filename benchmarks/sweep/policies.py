@@ -87,7 +87,8 @@ def make_engine(name: str, args: argparse.Namespace, folder: Path) -> Path:
         if args.schedules is None:
             _calibrate(policy, target, args, schedule)
         source = ["--schedule", str(schedule)]
-    command = [*source, "--target", args.target, "--out", str(engine)]
+    # random weights are those of the calibration, in every engine
+    command = [*source, "--target", args.target, "--out", str(engine), "--seed", str(args.calibration_seed)]
     _call("build-engine", build_engine(command + model_flags(args)), name)
     return engine
 
