@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from toprovar.models.family import build_steps, noise_of
 from toprovar.models.generate import generate
 from toprovar.models.hart.transformer import Hart
@@ -55,6 +57,12 @@ def small_profile(**sampling: object) -> ModelProfile:
         patch_nums=(1, 2, 3, 5, 8),
     )
     return profile_of(config, HartSampling(**{"top_k": (40, 20), **sampling}))  # type: ignore[arg-type]
+
+
+def write_hart_profile(path: Path) -> Path:
+    """The small profile as a user's file."""
+    path.write_text(yaml.safe_dump({"format": 1, **small_profile().to_dict()}))
+    return path
 
 
 def _made() -> tuple[Hart, VqVae]:
