@@ -1,7 +1,7 @@
 """Bindings of other TensorRT versions, each in a process of its own: two cannot live in one.
 
-TOPROVAR_TENSORRT_BINDINGS names folders with them, parted as in PATH; one is made with
-`pip install --no-deps --target FOLDER tensorrt-cu12-bindings==10.13.3.9`.
+`make bindings` puts them into `.venv/bindings`, a folder a version; TOPROVAR_TENSORRT_BINDINGS names other folders instead,
+parted as in PATH.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from pathlib import Path
 import pytest
 from tensorrt_link_stubs import missing
 
-FOLDERS = [Path(found) for found in os.environ.get("TOPROVAR_TENSORRT_BINDINGS", "").split(os.pathsep) if found]
+FETCHED = Path(__file__).parents[2] / ".venv" / "bindings"
+NAMED = [Path(found) for found in os.environ.get("TOPROVAR_TENSORRT_BINDINGS", "").split(os.pathsep) if found]
+FOLDERS = NAMED or sorted(FETCHED.glob("*"))
 each_folder = pytest.mark.parametrize("folder", FOLDERS or [None], ids=[folder.name for folder in FOLDERS] or ["none"])
 
 
 def run_with(folder: Path | None, *arguments: str) -> str:
     """Standard output of Python with the bindings of one folder; skips where there is none."""
     if folder is None:
-        pytest.skip("TOPROVAR_TENSORRT_BINDINGS names no folder with other bindings")
+        pytest.skip(f"no bindings of other versions in {FETCHED}; `make bindings` fetches them")
     if missing():
         pytest.skip(missing())
     support = Path(__file__).parent
