@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from graph_numbers import compare, drawn, engine_runs
 from small_model import PROMPTS, everything_at_once, small_model, small_profile
 from toprovar.compile.bundle import build_bundle
 from toprovar.models.infinity.generate import build_steps, generate
@@ -75,6 +76,15 @@ def engine_image(folder: Path, prompts: tuple[str, ...], seeds: list[int]) -> np
 def test_onnx_runtime_equals_torch(bundles: dict[str, Path], name: str) -> None:
     ours = engine_image(bundles[name], PROMPTS[:2], SEEDS)
     np.testing.assert_allclose(ours, torch_image(SCHEDULES[name], PROMPTS[:2], SEEDS), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["everything", "noguide-2", "fastvar"])
+def test_each_graph_equals_torch(bundles: dict[str, Path], name: str) -> None:
+    """Text encoder, conditioning, every scale and decoder, each on torch's own inputs."""
+    images, runs = drawn(small_model(), SCHEDULES[name]), engine_runs(bundles[name])
+    assert images.keys() == runs.keys()
+    for graph, (given, expected) in images.items():
+        compare(runs[graph](given), expected, "fp32", graph=graph)
 
 
 @pytest.mark.parametrize("batch", [1, 4])
