@@ -12,6 +12,7 @@ from typing import Any
 from ..profiles.tables import table
 from .plan_record import PlanRecord
 from .report_page import PAGE, page
+from .timing_cache import write_whole
 
 REPORT = "build_report.json"
 
@@ -57,9 +58,14 @@ def earlier_plans(bundle: Path, interrupted: Path) -> dict[str, Path]:
         plans = json.loads((bundle / REPORT).read_text(encoding="utf-8"))["plans"]
     except (OSError, ValueError, KeyError, TypeError):
         plans = {}
-    for file, record in plans.items():
-        if (bundle / file).is_file() and (bundle / file).stat().st_size == record["bytes"]:
-            keep(interrupted, bundle / file, PlanRecord(**record))
+    for file, fields in plans.items():
+        try:
+            record = PlanRecord(**fields)
+        except TypeError:
+            # of another version of this project, which plans are keyed with as well
+            continue
+        if (bundle / file).is_file() and (bundle / file).stat().st_size == record.bytes:
+            keep(interrupted, bundle / file, record)
     return {path.stem: path for path in sorted(interrupted.glob("*.plan")) if path.with_suffix(".json").is_file()}
 
 
@@ -67,7 +73,7 @@ def keep(folder: Path, plan: Path, record: PlanRecord) -> None:
     """Put a copy of a plan where a resumed build finds it."""
     folder.mkdir(parents=True, exist_ok=True)
     kept = folder / f"{record.key}.plan"
-    if not kept.exists():
+    if not kept.with_suffix(".json").exists():
         shutil.copyfile(plan, kept)
-        # the record last: a plan without one does not count
-        kept.with_suffix(".json").write_text(json.dumps(asdict(record)), encoding="utf-8")
+        # the record last and whole: a plan without one does not count
+        write_whole(kept.with_suffix(".json"), json.dumps(asdict(record)).encode())

@@ -52,12 +52,21 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         from .dry_run import dry_run
 
+        if options is not None:
+            from .tensorrt_flavours import check_targets
+
+            check_targets(options.target, options.sm)
         return dry_run(schedule, profile, precision, options, args.target == "cuda")
     from .bundle import check_destination
 
     check_destination(args.out)
     print(schedule_table(schedule, profile), file=sys.stderr)
-    return _build(args, schedule, profile, precision, options)
+    try:
+        return _build(args, schedule, profile, precision, options)
+    except KeyboardInterrupt:
+        remedy = "" if options is None else "; the same command with --resume keeps the plans that are done"
+        print(f"build-engine: interrupted; {args.out} is as it was{remedy}", file=sys.stderr)
+        return 130
 
 
 def _profile(args: argparse.Namespace, schedule: Schedule) -> ModelProfile:
@@ -83,11 +92,11 @@ def _build(
 
     cuda = args.target == "cuda"
     graphs = 1 if cuda else (len(graph_files(schedule)) + (profile.text.kind == "words")) * (1 if options is None else 2)
+    names: list[str] = []
+    # a library that is missing or a GPU that does not fit is told before the weights are loaded
+    builder = _plan_builder(options, lambda phase: bar.set_postfix_str(f"{names[-1]}: {phase}"))
     with tqdm(total=graphs + 1, unit="graph", desc="build-engine") as bar:
-        # a library that is missing or a GPU that does not fit is told before the weights are loaded
-        builder = _plan_builder(options, bar.set_postfix_str)
         model, text = _load(args, schedule, profile, DTYPES[precision])
-        names: list[str] = []
 
         def progress(name: str) -> None:
             bar.update(1 if names else 0)

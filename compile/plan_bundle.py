@@ -67,6 +67,7 @@ def engine_entry(builder: PlanBuilder, records: dict[str, PlanRecord], weight_by
         "sm": list(builder.sm),
         "kernel_hash": builder.kernel_hash,
         "opt_level": options.opt_level,
+        "workspace_gib": options.workspace_gib,
         "max_batch": options.max_batch,
         "max_text": options.max_text,
         "weight_bytes": weight_bytes,

@@ -68,7 +68,8 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--sm", type=int, nargs="+", default=[], help="GPUs to build for (default: 80 86 89 120, or this one)")
     group.add_argument("--opt-level", type=int, default=3, help="0 builds fastest, 5 searches longest (default: 3)")
     group.add_argument("--workspace", type=float, help="GiB of scratch memory a plan may use (default: no limit)")
-    group.add_argument("--timing-cache", default="", help="file, or `none` (default: one in the user's cache folder)")
+    caches = "file, or `none` (default: in the user's cache folder, one for each version, GPU and set of kernels)"
+    group.add_argument("--timing-cache", default="", help=caches)
     group.add_argument("--resume", action="store_true", help="keep plans of an interrupted build that are still right")
     group.add_argument("--max-batch", type=int, default=4, help="most images a request (default: 4)")
     group.add_argument("--max-text", type=int, help="most text tokens a prompt (default: the text encoder's)")

@@ -20,7 +20,7 @@ from .plan_inputs import PlanModel, free_names, plan_model, sizes
 from .plan_options import PlanOptions
 from .plan_record import Limits, PlanRecord
 from .tensorrt_flavours import Toolkit, target_sm
-from .tensorrt_log import make_logger, make_monitor
+from .tensorrt_log import interruptible, make_logger, make_monitor
 from .timing_cache import TimingCache, timing_cache_path, write_whole
 
 TYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT64": "int64", "INT32": "int32", "BOOL": "bool"}
@@ -70,7 +70,8 @@ class PlanBuilder:
         network = self._parse(file.name, model)
         config = self._config(model, limits)
         cache = self._cache(config)
-        data = self.builder.build_serialized_network(network, config)
+        with interruptible(self.monitor):
+            data = self.builder.build_serialized_network(network, config)
         if data is None:
             raise BundleError(f"{file.name}: {self.kit.flavour.name} builds no plan ({self.logger.last()}); try --opt-level 3")
         cache.save(config)

@@ -150,11 +150,7 @@ def target_sm(flavour: Flavour, asked: tuple[int, ...]) -> tuple[int, ...]:
         BundleError: The flavour cannot build for one of them, or there is no GPU where one is needed.
     """
     if flavour.targets:
-        wrong = [sm for sm in asked if sm not in flavour.targets]
-        if wrong:
-            known = ", ".join(map(str, flavour.targets))
-            remedy = "use `--target tensorrt` on that GPU" if any(sm >= 75 for sm in wrong) else "use `--target onnx`"
-            raise BundleError(f"--sm {wrong[0]}: {flavour.name} has no such target, its targets are {known}; {remedy}")
+        check_targets(flavour.name, asked)
         return tuple(sorted(set(asked or RTX_DEFAULT_SM)))
     here = _gpu()
     if len(set(asked)) > 1 or (here and asked and asked[0] != here):
@@ -163,6 +159,16 @@ def target_sm(flavour: Flavour, asked: tuple[int, ...]) -> tuple[int, ...]:
     if not asked and not here:
         raise BundleError(f"--target {flavour.name}: torch sees no GPU; build on the GPU that will run it, or tensorrt-rtx")
     return tuple(asked) or (here,)
+
+
+def check_targets(target: str, asked: tuple[int, ...]) -> None:
+    """Refuse GPUs that a flavour has no code for, as far as that is known without the library and a GPU."""
+    flavour = FLAVOURS[target]
+    wrong = [sm for sm in asked if flavour.targets and sm not in flavour.targets]
+    if wrong:
+        known = ", ".join(map(str, flavour.targets))
+        remedy = "use `--target tensorrt` on that GPU" if any(sm >= 75 for sm in wrong) else "use `--target onnx`"
+        raise BundleError(f"--sm {wrong[0]}: {flavour.name} has no such target, its targets are {known}; {remedy}")
 
 
 def _gpu() -> int:

@@ -1,10 +1,13 @@
-"""What TensorRT says and does while it builds: the last errors for our messages, the phase for the progress bar."""
+"""What TensorRT says and does while it builds: last errors for our messages, the phase for the progress bar, Ctrl-C."""
 
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 log = logging.getLogger("toprovar.tensorrt")
@@ -37,6 +40,7 @@ def make_monitor(trt: Any, detail: Callable[[str], None]) -> Any:
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.phases: dict[str, int] = {}
+            self.cancelled = False
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             if not self.phases:
@@ -46,10 +50,37 @@ def make_monitor(trt: Any, detail: Callable[[str], None]) -> Any:
         def step_complete(self, phase_name: str, step: int) -> bool:
             if phase_name == next(iter(self.phases), None):
                 detail(f"{phase_name} {(step + 1) / max(1, self.phases[phase_name]):.0%}")
-            # going on; an exception here could not cross TensorRT's frames
-            return True
+            return not self.cancelled
 
         def phase_finish(self, phase_name: str) -> None:
             self.phases.pop(phase_name, None)
 
     return Monitor()
+
+
+@contextmanager
+def interruptible(monitor: Any) -> Iterator[None]:
+    """Ctrl-C cancels the build inside at TensorRT's next step.
+
+    An exception in a callback does not cross TensorRT's frames: it would print it and give no plan.
+
+    Raises:
+        KeyboardInterrupt: Behind the build, where it was asked for.
+    """
+    monitor.cancelled = False
+    monitor.phases.clear()
+    if threading.current_thread() is not threading.main_thread():
+        # only the main thread may take signals
+        yield
+        return
+
+    def cancel(*_: object) -> None:
+        monitor.cancelled = True
+
+    before = signal.signal(signal.SIGINT, cancel)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if monitor.cancelled:
+        raise KeyboardInterrupt

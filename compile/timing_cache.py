@@ -31,15 +31,16 @@ class TimingCache:
     def load(self, config: Any) -> None:
         """Give a builder's configuration the cache, empty at first."""
         if self.path is not None:
+            # a folder that cannot be written is told before the build, not after it
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             known = self.path.read_bytes() if self.path.exists() else b""
             # a damaged or foreign file costs time, never a build: TensorRT goes on without it
-            config.set_timing_cache(config.create_timing_cache(known), False)
+            config.set_timing_cache(config.create_timing_cache(known) or config.create_timing_cache(b""), False)
 
     def save(self, config: Any) -> None:
         """Write what was measured."""
         cache = config.get_timing_cache() if self.path is not None else None
         if self.path is not None and cache is not None:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(self.path, bytes(cache.serialize()))
 
 

@@ -82,12 +82,13 @@ def _print_bundle(folder: Path) -> None:
 
 def _plans(engine: dict[str, Any]) -> str:
     """What must fit the machine, then what each plan holds."""
+    limit = engine.get("workspace_gib")
     machines = ", ".join(f"sm_{sm}" for sm in engine.get("sm", ()))
     facts = {
         "flavour": f"{engine.get('flavour')} {engine.get('version')}",
         "GPUs": machines or "-",
         "attention kernels": engine.get("kernel_hash") or "none of ours",
-        "options": f"--opt-level {engine.get('opt_level')}",
+        "options": f"--opt-level {engine.get('opt_level')}{f', --workspace {limit:g}' if limit else ''}",
         "largest request": f"{engine.get('max_batch')} images, {engine.get('max_text')} text tokens",
         "weights": f"{int(engine.get('weight_bytes') or 0) / 1e6:.1f} MB, once for all plans",
     }

@@ -11,6 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from ..profiles.tables import table
 from .machine import PACKAGES
+from .preflight import RTX_WITHOUT
 
 
 class UnusableError(Exception):
@@ -121,12 +122,13 @@ def _tensorrt() -> str:
 
 
 def _tensorrt_rtx() -> str:
-    found = _imported("tensorrt_rtx", PACKAGES["tensorrt-rtx"], "run `pip install tensorrt-rtx`")
+    found = _imported("tensorrt_rtx", PACKAGES["tensorrt-rtx"], "run `pip install tensorrt-rtx-cu13`")
     _cuda()
     import torch
 
-    if torch.cuda.get_device_capability() in ((9, 0), (10, 0)):
-        raise UnusableError(f"{found} has no code for this GPU (sm_90, sm_100 are not among its targets)")
+    major, minor = torch.cuda.get_device_capability()
+    if 10 * major + minor in RTX_WITHOUT:
+        raise UnusableError(f"{found} has no code for this GPU, sm_{major}{minor}")
     return found
 
 

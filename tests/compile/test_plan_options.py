@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import types
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_model import small_profile, write_profile
+from toprovar.compile import cli
+from toprovar.compile.build_report import REPORT, earlier_plans, keep
 from toprovar.compile.cli import main as build_engine
 from toprovar.compile.plan_inputs import free_names, sizes
 from toprovar.compile.plan_options import PlanOptions, check_selection
-from toprovar.compile.plan_record import Limits
+from toprovar.compile.plan_record import Limits, PlanRecord
 from toprovar.compile.tensorrt_flavours import FLAVOURS, check_version, numbers, target_sm, toolkit
 from toprovar.compile.timing_cache import TimingCache, timing_cache_path, write_whole
 from toprovar.profiles.baselines import dense
@@ -26,6 +29,7 @@ REFUSED = [
     (["--target", "tensorrt-rtx", "--opt-level", "6"], "--opt-level 6: expected 0 to 5"),
     (["--target", "tensorrt-rtx", "--max-batch", "0"], "--max-batch 0: expected 1 to 64"),
     (["--target", "tensorrt-rtx", "--max-text", "99"], "gives at most 16 tokens"),
+    (["--target", "tensorrt-rtx", "--sm", "90", "--dry-run"], "--sm 90: tensorrt-rtx has no such target"),
     (["--target", "tensorrt-rtx", "--workspace", "-1"], "--workspace -1: expected GiB above 0"),
 ]
 
@@ -108,6 +112,17 @@ def test_timing_cache_is_named_by_all_that_makes_it_stale(monkeypatch: pytest.Mo
     assert timing_cache_path("my.cache", "tensorrt", "11.4", 90, "a") == Path("my.cache")
 
 
+def test_timing_cache_that_cannot_be_read_is_made_anew(tmp_path: Path) -> None:
+    given: list[Any] = []
+    config = types.SimpleNamespace(
+        create_timing_cache=lambda data: None if data else "an empty one",
+        set_timing_cache=lambda cache, ignore_mismatch: given.append(cache),
+    )
+    (tmp_path / "x.cache").write_bytes(b"of something else")
+    TimingCache(tmp_path / "x.cache").load(config)
+    assert given == ["an empty one"]
+
+
 def test_timing_cache_goes_in_and_out(tmp_path: Path) -> None:
     class Config:
         given: list[Any] = []  # noqa: RUF012 - one test, one instance
@@ -141,6 +156,47 @@ def test_interrupted_write_leaves_the_older_file(tmp_path: Path, monkeypatch: py
     with pytest.raises(OSError, match="disk is full"):
         write_whole(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+RECORD = PlanRecord(key="a" * 64, bytes=6, seconds=1.0, layers=1, plugins=0, inputs={}, outputs={})
+
+
+def test_plans_of_another_version_are_not_kept(tmp_path: Path) -> None:
+    """A report with other fields is no reason to fail: those plans are built again."""
+    bundle, kept = tmp_path / "engine", tmp_path / "kept"
+    bundle.mkdir()
+    for name in ("a.plan", "b.plan"):
+        (bundle / name).write_bytes(b"a plan")
+    ours, theirs = asdict(RECORD), {**asdict(RECORD), "key": "b" * 64, "surprise": 1}
+    (bundle / REPORT).write_text(json.dumps({"plans": {"a.plan": ours, "b.plan": theirs}}))
+    assert earlier_plans(bundle, kept) == {"a" * 64: kept / f"{'a' * 64}.plan"}
+
+
+def test_plan_without_its_record_is_kept_anew(tmp_path: Path) -> None:
+    """A copy that was interrupted is half a plan; it used to stand in the way of the whole one."""
+    (tmp_path / "x.plan").write_bytes(b"a plan")
+    half = tmp_path / "kept" / f"{RECORD.key}.plan"
+    half.parent.mkdir()
+    half.write_bytes(b"a p")
+    assert earlier_plans(tmp_path / "engine", half.parent) == {}
+    keep(half.parent, tmp_path / "x.plan", RECORD)
+    assert half.read_bytes() == b"a plan"
+    assert PlanRecord(**json.loads(half.with_suffix(".json").read_text())) == RECORD
+
+
+@pytest.mark.parametrize(("target", "told"), [("onnx", "is as it was"), ("tensorrt", "--resume keeps the plans that are done")])
+def test_interrupt_tells_how_to_go_on(
+    target: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_build", interrupted)
+    flags = ["--policy", "dense", "--weights", "random", "--target", target, "--out", str(tmp_path / "out")]
+    assert build_engine(flags) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("build-engine: interrupted")
+    assert last.endswith(told)
 
 
 def test_dry_run_predicts_plans(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,8 +7,10 @@ numbers are ONNX Runtime's on the very same graphs.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
+from graph_numbers import compare, drawn, engine_runs
 from safetensors import safe_open
 from small_model import PROMPTS, small_profile
 from toprovar.compile import bundle as bundle_module
@@ -155,6 +158,14 @@ def test_onnx_runtime_computes_what_torch_does(bundle: Path, model: LoadedModel)
                 np.testing.assert_allclose(value, theirs, rtol=TOLERANCE, atol=TOLERANCE, err_msg=f"{scale.scale} {name}")
 
 
+def test_each_graph_computes_what_torch_does(bundle: Path, model: LoadedModel) -> None:
+    """fp16, text encoder, conditioning, scales and decoder, each on what torch gives it in two images."""
+    images, runs = drawn(model, schedule()), engine_runs(bundle)
+    assert images.keys() == runs.keys()
+    for graph, (given, expected) in images.items():
+        compare(runs[graph](given), expected, "fp16", graph=graph)
+
+
 def _random(value: Any, generator: torch.Generator) -> torch.Tensor:
     sizes = {"batch": 2, "2*batch": 4, "text": 5}
     shape = [sizes.get(dim.dim_param, dim.dim_value) for dim in value.type.tensor_type.shape.dim]
@@ -287,6 +298,23 @@ def test_key_holds_what_changes_a_plan(first_scale: Exported, tmp_path: Path) ->
     ]
     assert len({first.key, *(other.key for other in others)}) == 4
     assert {path.name for path in tmp_path.iterdir()} == {"a.plan", "b.plan", "c.plan"}
+
+
+def test_interrupt_ends_a_build_and_leaves_no_plan(first_scale: Exported, tmp_path: Path) -> None:
+    """Ctrl-C in the middle of TensorRT's build used to be printed by its bindings and told as a graph that does not build."""
+    before, phases = signal.getsignal(signal.SIGINT), list[str]()
+
+    def interrupt(phase: str) -> None:
+        phases.append(phase)
+        if len(phases) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    builder = PlanBuilder(toolkit("tensorrt-rtx"), options(), interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        builder.build(tmp_path / "x.plan", first_scale, Limits(images=1, text=4), {})
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGINT) is before
+    assert builder.build(tmp_path / "x.plan", first_scale, Limits(images=1, text=4), {}).bytes > 0
 
 
 def test_graph_that_cannot_be_read_is_told_with_its_node(first_scale: Exported, tmp_path: Path) -> None:

@@ -125,7 +125,14 @@ def test_inspect_tells_all_of_a_plan_bundle(onnx_bundle: Path, tmp_path: Path, c
     assert cli.main(["inspect", str(folder)]) == 0
     text = capsys.readouterr().out
     size = (folder / "decoder.plan").stat().st_size
-    for part in ("target tensorrt, fp32", "tensorrt 11.4.0.106", "sm_80, sm_89", "abc", "4 images, 64 text tokens"):
+    for part in (
+        "target tensorrt, fp32",
+        "tensorrt 11.4.0.106",
+        "sm_80, sm_89",
+        "abc",
+        "4 images, 64 text tokens",
+        "--workspace 2.5",
+    ):
         assert part in text
     (row,) = [line.split() for line in text.splitlines() if line.startswith("decoder.plan") and "1.5" in line]
     assert row == ["decoder.plan", str(size), "12", "1", "1.5"]

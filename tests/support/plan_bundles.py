@@ -37,7 +37,13 @@ def as_plans(bundle: Path, out: Path, target: str = "tensorrt", words: bool = Tr
 
     rtx = target == "tensorrt-rtx"
     engine = {"flavour": target, "version": "1.7.1.116" if rtx else "11.4.0.106", "sm": [80, 89], "weight_bytes": 0}
-    engine |= {"kernel_hash": "" if rtx else "abc", "max_batch": MAX_BATCH, "max_text": MAX_TEXT, "opt_level": 3}
+    engine |= {
+        "kernel_hash": "" if rtx else "abc",
+        "max_batch": MAX_BATCH,
+        "max_text": MAX_TEXT,
+        "opt_level": 3,
+        "workspace_gib": 2.5,
+    }
     manifest = replace(
         manifest,
         target=target,
