@@ -69,15 +69,16 @@ def interruptible(monitor: Any) -> Iterator[None]:
     """
     monitor.cancelled = False
     monitor.phases.clear()
-    if threading.current_thread() is not threading.main_thread():
-        # only the main thread may take signals
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        # only the main thread may take signals, and a job in the background ignores this one
         yield
         return
 
     def cancel(*_: object) -> None:
         monitor.cancelled = True
 
-    before = signal.signal(signal.SIGINT, cancel)
+    signal.signal(signal.SIGINT, cancel)
     try:
         yield
     finally:
