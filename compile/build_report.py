@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..profiles.tables import table
+from ..profiles.tables import rung_files_table, table
 from .plan_record import PlanRecord
 from .report_page import PAGE, page
 from .timing_cache import write_whole
@@ -17,13 +17,16 @@ from .timing_cache import write_whole
 REPORT = "build_report.json"
 
 
-def report(records: Mapping[str, PlanRecord], engine: dict[str, Any], precision: str) -> dict[str, Any]:
-    """The report as JSON."""
+def report(
+    records: Mapping[str, PlanRecord], engine: dict[str, Any], precision: str, rungs: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """The report as JSON; `rungs` are the plans of each after the decision."""
     build = {name: value for name, value in engine.items() if name != "plans"}
     total = {name: sum(getattr(r, name) for r in records.values()) for name in ("layers", "plugins", "bytes")}
     total["seconds"] = round(sum(record.seconds for record in records.values()), 2)
     plans = {file: asdict(record) for file, record in records.items()}
-    return {"format": 1, "precision": precision, **build, "total": total, "plans": plans}
+    named = {"rungs": {name: list(files) for name, files in rungs.items()}}
+    return {"format": 1, "precision": precision, **build, "total": total, "plans": plans, **named}
 
 
 def save_report(folder: Path, content: dict[str, Any]) -> None:
@@ -33,7 +36,7 @@ def save_report(folder: Path, content: dict[str, Any]) -> None:
 
 
 def report_table(content: dict[str, Any]) -> str:
-    """One line a plan."""
+    """One line a plan; with rungs one line each more, of the plans that an image of it runs after the decision."""
     rows = [["plan", "layers", "precision", "plugins", "inputs", "weights", "MB", "seconds"]]
     for file, plan in sorted(content["plans"].items()):
         counts = [str(plan["plugins"]), str(len(plan["inputs"])), str(len(plan["weights"]))]
@@ -42,7 +45,8 @@ def report_table(content: dict[str, Any]) -> str:
     rows.append(
         ["all", str(total["layers"]), "", str(total["plugins"]), "", "", _mb(total["bytes"]), f"{total['seconds']:.1f}"]
     )
-    return table(rows)
+    rungs = content.get("rungs")
+    return f"{table(rows)}\n\n{rung_files_table(rungs)}" if rungs else table(rows)
 
 
 def _mb(size: int) -> str:

@@ -34,9 +34,10 @@ from ..profiles.manifest import (
     sha256_of,
 )
 from ..profiles.model import ModelProfile
-from ..profiles.plan import ScalePlan, plan_paths, scale_flops, schedule_flops
+from ..profiles.plan import plan_paths, scale_flops, schedule_flops
 from ..profiles.schedule import Schedule
 from .export_cache import exported_once
+from .graph_files import graph_files, scale_files
 from .graphs import OPSET, Exported, export_conditioning, export_decoder, export_scale, export_view, export_words
 from .plan_bundle import compile_plans, engine_entry, kept_folder, with_plan
 from .plan_record import PlanRecord
@@ -77,7 +78,7 @@ def build_bundle(
     work.mkdir(parents=True)
     try:
         exported, layout = _export_all(model, schedule, work, progress)
-        records = compile_plans(builder, exported, schedule.guided, out, work, progress) if builder is not None else {}
+        records = compile_plans(builder, exported, schedule, out, work, progress) if builder is not None else {}
         graphs = {name: Graph(file=name, inputs=graph.inputs, outputs=graph.outputs) for name, graph in exported.items()}
         manifest = make_manifest(model, schedule, text, graphs, work)
         if builder is not None:
@@ -98,32 +99,13 @@ def check_destination(out: Path) -> None:
         raise BundleError(f"{out}: exists and is no engine bundle; choose another --out or remove it")
 
 
-def scale_files(schedule: Schedule) -> dict[ScalePlan, str]:
-    """The graph of every scale of every rung; beside the weights, since ONNX refuses external data elsewhere.
-
-    Scales that compute the same are one plan and one file; of several for one scale, the second is `scale_09_2.onnx`.
-    """
-    files: dict[ScalePlan, str] = {}
-    for plan in (plan for path in plan_paths(schedule) for plan in path):
-        if plan not in files:
-            known = sum(other.scale == plan.scale for other in files)
-            files[plan] = f"scale_{plan.scale:02d}_{known + 1}.onnx" if known else f"scale_{plan.scale:02d}.onnx"
-    return files
-
-
-def graph_files(schedule: Schedule) -> tuple[str, ...]:
-    """Files of the subgraphs, in the order they are built."""
-    looks = schedule.decision is not None and schedule.decision.features == "detail"
-    return ("condition.onnx", *scale_files(schedule).values(), "decoder.onnx", *(["view.onnx"] if looks else []))
-
-
 def _jobs(model: LoadedModel, schedule: Schedule, store: WeightStore) -> Iterator[Job]:
     profile = model.profile
+    schedule.check_model(profile)
     if isinstance(model.text, WordTextEncoder):
         encoder = model.text.encoder
         yield "words.onnx", "words", lambda: export_words(encoder, encoder.max_length, store)
     yield "condition.onnx", "condition", lambda: export_conditioning(model.transformer, store)
-    schedule.check_model(profile)
     for plan, file in scale_files(schedule).items():
         step = family_of(profile).step(model, plan)
         yield file, plan, lambda step=step: export_scale(step, store)  # type: ignore[misc]
@@ -160,9 +142,15 @@ def _export_all(
 
 def _with_plans(manifest: EngineManifest, records: dict[str, PlanRecord]) -> EngineManifest:
     words = manifest.words and with_plan(manifest.words, records)
-    scales = tuple(replace(scale, graph=with_plan(scale.graph, records)) for scale in manifest.scales)
+    view = manifest.view and with_plan(manifest.view, records)
     condition, decoder = with_plan(manifest.condition, records), with_plan(manifest.decoder, records)
-    return replace(manifest, words=words, condition=condition, decoder=decoder, scales=scales)
+
+    def planned(scales: tuple[ScaleGraph, ...]) -> tuple[ScaleGraph, ...]:
+        return tuple(replace(scale, graph=with_plan(scale.graph, records)) for scale in scales)
+
+    rungs = tuple(replace(rung, scales=planned(rung.scales)) for rung in manifest.rungs)
+    scales = planned(manifest.scales)
+    return replace(manifest, words=words, condition=condition, decoder=decoder, view=view, scales=scales, rungs=rungs)
 
 
 def make_manifest(

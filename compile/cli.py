@@ -16,7 +16,7 @@ from ..profiles.manifest import TARGETS, EngineManifest
 from ..profiles.model import ModelProfile
 from ..profiles.schedule import Schedule
 from ..profiles.tables import schedule_table, speed_span
-from .plan_options import PlanOptions, add_plan_arguments, check_selection, chosen_precision, plan_options
+from .plan_options import PlanOptions, add_plan_arguments, check_limits, chosen_precision, plan_options
 
 if TYPE_CHECKING:
     import torch
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     schedule.check_model(profile)
     precision, options = chosen_precision(args), plan_options(args, profile)
     if options is not None:
-        check_selection(schedule, options.target)
+        check_limits(schedule, profile, options.target)
     if args.dry_run:
         from .dry_run import dry_run
 
@@ -87,8 +87,9 @@ def _build(
     """Load the model, build, tell what was built."""
     from tqdm import tqdm
 
-    from .bundle import DTYPES, build_bundle, graph_files
+    from .bundle import DTYPES, build_bundle
     from .cuda_bundle import build_cuda_bundle
+    from .graph_files import graph_files
 
     cuda = args.target == "cuda"
     graphs = 1 if cuda else (len(graph_files(schedule)) + (profile.text.kind == "words")) * (1 if options is None else 2)

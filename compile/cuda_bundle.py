@@ -14,7 +14,8 @@ from ..models.load import LoadedModel
 from ..models.text.words import WordTextEncoder
 from ..profiles.manifest import MANIFEST, SCHEDULE, WEIGHTS, EngineManifest, Graph
 from ..profiles.schedule import Schedule
-from .bundle import Progress, check_destination, make_manifest, scale_files, swap
+from .bundle import Progress, check_destination, make_manifest, swap
+from .graph_files import scale_files
 
 
 def build_cuda_bundle(

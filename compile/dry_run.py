@@ -6,6 +6,7 @@ from ..profiles.model import ModelProfile
 from ..profiles.plan import plan_paths
 from ..profiles.schedule import Schedule
 from ..profiles.tables import schedule_table
+from .graph_files import graph_files, scale_files
 from .plan_options import PlanOptions
 
 # measured on two cores, 13 graphs of the tiny model in 88 s: seconds to export one layer of one scale, and the rest of a graph
@@ -26,8 +27,7 @@ def dry_run(
 
     from ..models.family import family_of
 
-    # a scale that rungs share is one graph
-    plans = tuple(dict.fromkeys(plan for path in plan_paths(schedule) for plan in path))
+    plans = scale_files(schedule)
     with torch.device("meta"):
         family = family_of(profile)
         modules = (family.transformer(profile.transformer), family.decoder(family.vae(profile.vae)))
@@ -39,7 +39,7 @@ def dry_run(
         print(f"graph        captured where it runs, on the first image of a size{one}")
         return 0
     layers = sum(len(plan.layers) for plan in plans)
-    graphs = len(plans) + 2 + (profile.text.kind == "words")
+    graphs = len(graph_files(schedule)) + (profile.text.kind == "words")
     seconds = layers * SECONDS_A_LAYER + graphs * SECONDS_A_GRAPH
     print(schedule_table(schedule, profile))
     print(f"would build  {graphs} ONNX graphs of about {layers * BYTES_A_LAYER / 1e6:.1f} MB in all")
@@ -48,6 +48,9 @@ def dry_run(
         seconds += layers * PLAN_SECONDS_A_LAYER
         images = f"up to {options.max_batch} images and {options.max_text} text tokens"
         print(f"             {graphs} plans of about {size / 1e6:.0f} MB in all, {options.target}, {images}")
+    if schedule.rungs:
+        alone = sum(len(path) for path in plan_paths(schedule))
+        print(f"rungs        {len(schedule.rungs)} of {alone} scales in all, in {len(plans)} graphs: rungs share what is equal")
     print(f"weights      {weights / 1e6:.0f} MB, once, {precision}")
     print(f"memory       about {MEMORY_A_WEIGHT_BYTE * weights / 1e9 + 0.8:.1f} GB while building")
     print(f"time         about {seconds:.0f} s on two cores")

@@ -8,17 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from ..profiles.manifest import Graph
+from ..profiles.schedule import Schedule
 from .build_report import earlier_plans, keep, report, save_report
+from .graph_files import plan_file, rung_files
 from .graphs import Exported
 from .plan_record import Limits, PlanRecord
 from .plans import PlanBuilder
 
 Progress = Callable[[str], None]
-
-
-def plan_file(graph_file: str) -> str:
-    """`scale_03.onnx` -> `scale_03.plan`."""
-    return str(Path(graph_file).with_suffix(".plan"))
 
 
 def kept_folder(out: Path) -> Path:
@@ -27,14 +24,14 @@ def kept_folder(out: Path) -> Path:
 
 
 def compile_plans(
-    builder: PlanBuilder, exported: dict[str, Exported], guided: bool, out: Path, work: Path, progress: Progress
+    builder: PlanBuilder, exported: dict[str, Exported], schedule: Schedule, out: Path, work: Path, progress: Progress
 ) -> dict[str, PlanRecord]:
     """Build the plan of every graph into `work`, and the report.
 
     Args:
         builder: Of the target.
         exported: Graphs by file.
-        guided: Whether the first scale has unconditional rows, so that the text conditioning sees two rows an image.
+        schedule: Where its first scale has unconditional rows, the text conditioning sees two rows an image.
         out: The bundle's final place; its older plans are kept where the options say so.
         work: The bundle in the making.
         progress: Called with each plan's name before it is built.
@@ -50,11 +47,12 @@ def compile_plans(
     for name, graph in exported.items():
         file = plan_file(name)
         progress(file)
-        rows = 2 if guided and name == "condition.onnx" else 1
+        rows = 2 if schedule.guided and name == "condition.onnx" else 1
         limits = Limits(images=options.max_batch, text=options.max_text, rows=rows)
         records[file] = builder.build(work / file, graph, limits, kept)
         keep(folder, work / file, records[file])
-    save_report(work, report(records, engine_entry(builder, records, 0), options.precision))
+    rungs = {name: [plan_file(file) for file in files] for name, files in rung_files(schedule).items()}
+    save_report(work, report(records, engine_entry(builder, records, 0), options.precision, rungs))
     return records
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..profiles.errors import BundleError, ScheduleError
 from ..profiles.manifest import PLAN_TARGETS, PRECISIONS
 from ..profiles.model import ModelProfile
-from ..profiles.plan import plan_scales
+from ..profiles.plan import plan_paths
 from ..profiles.schedule import Schedule
 
 # of TensorRT 10.13 to 11.4 and TensorRT-RTX 1.7
@@ -95,6 +95,9 @@ def plan_options(args: argparse.Namespace, profile: ModelProfile) -> PlanOptions
     longest = profile.text.max_length
     if args.max_text is not None and args.max_text > longest:
         raise BundleError(f"--max-text {args.max_text}: the text encoder of {profile.name} gives at most {longest} tokens")
+    fixed = profile.transformer.text_tokens
+    if args.max_text is not None and fixed is not None and args.max_text < fixed:
+        raise BundleError(f"--max-text {args.max_text}: {profile.name} always reads {fixed} text tokens; leave it out")
     return PlanOptions(
         target=args.target,
         precision=chosen_precision(args),
@@ -108,24 +111,22 @@ def plan_options(args: argparse.Namespace, profile: ModelProfile) -> PlanOptions
     )
 
 
-def check_selection(schedule: Schedule, target: str) -> None:
-    """Refuse a scale whose choice of tokens TensorRT's TopK cannot make; found before hours of building.
+def check_limits(schedule: Schedule, profile: ModelProfile, target: str) -> None:
+    """Refuse a choice of tokens or codes that TensorRT's TopK cannot make; found before hours of building.
 
     Raises:
-        ScheduleError: All such scales; or the schedule has rungs, and plans of one image are one sequence.
+        ScheduleError: All such scales, of every rung; or the likeliest codes that may be drawn are too many.
     """
-    if schedule.rungs:
-        names = ", ".join(rung.name for rung in schedule.rungs)
-        raise ScheduleError(
-            f"policy {schedule.policy} lets each image pick a rung ({names}); build it with --target cuda or --target onnx"
-        )
     wrong = [
         f"scale {plan.scale} keeps {most} of {plan.count} tokens by {plan.tokens.score}"
-        for plan in plan_scales(schedule)
+        for plan in dict.fromkeys(plan for path in plan_paths(schedule) for plan in path)
         if plan.tokens is not None and plan.tokens.score != "random"
         if (most := max(n for n in plan.kept if n < plan.count)) > TOPK_LIMIT
     ]
+    ranked = profile.sampling.ranked_codes(profile.transformer)
+    if ranked > TOPK_LIMIT:
+        wrong.append(f"{profile.name} ranks {ranked} codes a token (top_k, top_p)")
     if wrong:
         raise ScheduleError(
-            f"{'; '.join(wrong)}; TopK of --target {target} takes at most {TOPK_LIMIT}, keep so many or all of them"
+            f"{'; '.join(wrong)}; TopK of --target {target} takes at most {TOPK_LIMIT}, choose fewer or all of them"
         )

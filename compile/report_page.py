@@ -30,6 +30,7 @@ def _facts(content: dict[str, Any]) -> str:
         ("Optimisation level", content["opt_level"]),
         ("A request", f"up to {content['max_batch']} images and {content['max_text']} text tokens"),
         ("Plans", f"{len(content['plans'])}, {total['bytes'] / 1e6:.2f} MB in {total['seconds']:.0f} s"),
+        *((f"Rung {name}, after the decision", ", ".join(files) or "nothing") for name, files in content["rungs"].items()),
         ("Kernels of the attention plugin, SHA-256", content["kernel_hash"] or "none: the function’s body runs"),
     ]
     lines = (f"<tr><th>{html.escape(name)}</th><td><code>{html.escape(str(value))}</code></td></tr>" for name, value in rows)

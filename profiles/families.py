@@ -116,6 +116,10 @@ class SamplingPart(Protocol):
         """One of the controls, a number a scale."""
         ...
 
+    def ranked_codes(self, config: Any) -> int:
+        """Most codes that are put in order to draw one, with the transformer's shape; 0 where none are."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class FamilyParts:

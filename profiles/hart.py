@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from .errors import ProfileError
-from .vq import VqTransformer
+from .vq import VqTransformer, ranked_codes
 
 MLP_MULTIPLE = 256
 EARLY_SCALES = 7
@@ -153,6 +153,10 @@ class HartSampling:
         """`cfg` as the factor 1 + t of every scale."""
         assert name in self.controls
         return tuple(1 + self.cfg * ramp(scale, scales) for scale in range(scales))
+
+    def ranked_codes(self, config: HartConfig) -> int:
+        """Most codes that are put in order to draw one; 0 where none are."""
+        return max(ranked_codes(config.vocabulary, top_k, self.top_p) for top_k in self.top_k)
 
 
 def ramp(scale: int, scales: int) -> float:

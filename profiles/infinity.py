@@ -186,3 +186,7 @@ class Sampling:
     def guides_logits(self) -> bool:
         """Whether guidance mixes the logits and nothing else."""
         return tuple(self.cfg_insertion_layer) == (0,)
+
+    def ranked_codes(self, config: TransformerConfig) -> int:
+        """None: bits are drawn, not codes."""
+        return 0

@@ -12,7 +12,7 @@ from .manifest import MANIFEST, SCHEDULE, EngineManifest
 from .model import ModelProfile, load_profile, shipped
 from .schedule import Schedule
 from .strict import read_yaml
-from .tables import schedule_table, table
+from .tables import rung_files_table, schedule_table, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,6 +75,9 @@ def _print_bundle(folder: Path) -> None:
         print(f"{part}  {digest}")
     if manifest.engine:
         print(_plans(manifest.engine))
+    if manifest.rungs:
+        graphs = {rung.name: [scale.graph for scale in rung.scales] for rung in manifest.rungs}
+        print(f"\n{rung_files_table({name: [g.plan or g.file for g in found] for name, found in graphs.items()})}")
     rows = [["file", "bytes", "sha256"]]
     rows += [[name, str(entry.bytes), entry.sha256[:16]] for name, entry in sorted(manifest.files.items())]
     print(f"\n{table(rows)}\n{folder / MANIFEST}: complete, every SHA-256 as recorded")

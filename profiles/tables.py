@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .baselines import dense
 from .model import ModelProfile
@@ -25,6 +25,11 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 def counted(number: int, what: str) -> str:
     """`1 prompt`, `2 prompts`."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def rung_files_table(rungs: Mapping[str, Sequence[str]]) -> str:
+    """By rung, the files that an image of it runs after the decision; every other file is of all images."""
+    return table([["rung", "after the decision"], *([name, ", ".join(files) or "nothing"] for name, files in rungs.items())])
 
 
 def flops_speedups(schedule: Schedule, profile: ModelProfile) -> list[float]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from .errors import ProfileError
-from .vq import VqTransformer
+from .vq import VqTransformer, ranked_codes
 
 HEAD_WIDTH = 64
 MLP_MULTIPLE = 256
@@ -128,3 +128,7 @@ class VarSampling:
     def guides_logits(self) -> bool:
         """Whether guidance mixes the logits."""
         return True
+
+    def ranked_codes(self, config: VarConfig) -> int:
+        """Most codes that are put in order to draw one; 0 where none are."""
+        return ranked_codes(config.vocabulary, self.top_k, self.top_p)

@@ -41,6 +41,13 @@ class VqConfig:
         return int(2 ** (len(self.channel_mult) - 1))
 
 
+def ranked_codes(vocabulary: int, top_k: int, top_p: float) -> int:
+    """Codes that are put in order to draw one, 0 where all may be drawn; `top_k` and `top_p` are 0 where they are not used."""
+    if not (top_p or 0 < top_k < vocabulary):
+        return 0
+    return min(top_k, vocabulary) or vocabulary
+
+
 class VqTransformer:
     """What a transformer over such a VQVAE's codes answers alike, whatever its family."""
 

@@ -33,7 +33,7 @@ class Images:
 
     Attributes:
         pixels: `[B, 3, h, w]` fp32 in [-1, 1]; None where the engine hands out `rgb`.
-        milliseconds: Time of every graph by name, in order; one entry `image` where one CUDA graph holds them all.
+        milliseconds: Time of every graph by name, in order; where one CUDA graph holds many, one entry for it, as `image`.
         rungs: The rung that each image picked, where the schedule has rungs.
         rgb: `[B, h, w, 3]`, where the engine made bytes itself.
     """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,8 @@ from . import loop
 from .device import Arena, CudaDevice, Device, EnqueueError
 from .loop import FloatArray, Images
 from .machine import Machine
+from .plan_rungs import draw_rungs, host
+from .planner import Source, Walk
 from .plans import Library, Plan
 from .preflight import preflight
 from .program import Program
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 TEXT_STEP = 32
 """Text is padded to a multiple of it, masked, so that prompts of like length share one CUDA graph."""
 PROGRAMS = 8
-"""Request shapes kept ready; the one that was not used for longest goes first."""
+"""Request shapes kept ready, and of every rung as many; the one that was not used for longest goes first."""
 log = logging.getLogger(__name__)
 
 
@@ -59,9 +61,8 @@ class TensorRTEngine(loop.Engine):
             log.warning("%s", warning)
         super().__init__(folder, manifest)
         self.device, self._threads = device or CudaDevice(), threads
-        graphs = [manifest.condition, *(scale.graph for scale in manifest.scales), manifest.decoder]
-        if manifest.words is not None and manifest.words.plan:
-            graphs.append(manifest.words)
+        # the text encoder may have no plan
+        graphs = [graph for graph in manifest.graphs if graph.plan or graph is not manifest.words]
         self._library = Library(str(manifest.engine["flavour"]), module)
         self._plans = {graph.plan: self._library.load(folder, graph) for graph in graphs}
         self._weights = self._upload()
@@ -84,14 +85,17 @@ class TensorRTEngine(loop.Engine):
         return weights
 
     def draw(self, request: dict[str, NDArray[Any]], batch: int) -> Images:
-        """Run all plans in order, as one CUDA graph where TensorRT allows it."""
+        """Run all plans in order, as one CUDA graph where TensorRT allows it; with rungs several, one after the other."""
         self._check_size("max_batch", batch, "images at once; lower --batch")
-        text = self._padded(request["text"])
+        request = {**request, "text": self._padded(request["text"])}
+        if self.schedule.decision is not None:
+            return draw_rungs(self.manifest, self.schedule, batch, request, self._run, self.device)
 
         def walk(inputs: Mapping[str, Any], runner: Any) -> Any:
-            return loop.walk(self.manifest, self.schedule.guided, batch, inputs, runner)
+            return {"image": loop.walk(self.manifest, self.schedule.guided, batch, inputs, runner)}
 
-        return Images(*self._run("image", walk, {**request, "text": text}))
+        found, milliseconds = self._run("image", walk, request)
+        return Images(host(found["image"]), milliseconds)
 
     def words(self, ids: NDArray[np.int64]) -> FloatArray:
         """Run the bundled text encoder: its plan, or its graph on ONNX Runtime where the bundle has no plan of it."""
@@ -102,9 +106,9 @@ class TensorRTEngine(loop.Engine):
             return found
 
         def walk(inputs: Mapping[str, Any], runner: Any) -> Any:
-            return runner.run("words", graph, dict(inputs))["text"]
+            return runner.run("words", graph, dict(inputs))
 
-        return self._run("words", walk, {"ids": ids})[0]
+        return host(self._run("words", walk, {"ids": ids})[0]["text"])
 
     @cached_property
     def _words_session(self) -> Any:
@@ -114,18 +118,20 @@ class TensorRTEngine(loop.Engine):
         return open_session(self.folder / self.manifest.words.file, session_options(self._threads))
 
     def _run(
-        self, kind: str, walk: Callable[..., Any], request: Mapping[str, NDArray[Any]]
-    ) -> tuple[FloatArray, dict[str, float]]:
+        self, name: str, walk: Walk, request: Mapping[str, Source], place: str = ""
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """Results by name, which last until a program of the same place runs, and milliseconds by name."""
         import torch
 
-        key = (kind, *(array.shape for array in request.values()))
+        key = (name, *(tuple(source.shape) for source in request.values()))
         try:
             if key not in self._programs:
-                self._programs[key] = Program(walk, request, self._plans, self._weights, self._arena, self.device)
+                memory = (self._plans, self._weights, self._arena, self.device, place)
+                self._programs[key] = Program(name, walk, request, *memory)
             self._programs.move_to_end(key)
-            if len(self._programs) > PROGRAMS:
+            if len(self._programs) > PROGRAMS * (1 + len(self.manifest.rungs)):
                 self._programs.popitem(last=False)
-            return self._programs[key].run(request)
+            return self._programs[key].results, self._programs[key].run(request)
         except torch.OutOfMemoryError as problem:
             raise ToprovarError(f"{self.folder}: the GPU's memory is full ({problem}); lower --batch") from problem
         except EnqueueError as problem:
@@ -138,9 +144,11 @@ class TensorRTEngine(loop.Engine):
             raise ToprovarError(f"{self.folder}: got {found}, was built for {most} {what} or build with {flag} {found}")
 
     def _padded(self, text: FloatArray) -> FloatArray:
-        """`[R, T, Ct]` with zero vectors behind; lengths mask them."""
+        """`[R, T, Ct]` with zero vectors behind; lengths mask them. A family of fixed length has padded its text itself."""
         length = text.shape[1]
         self._check_size("max_text", length, "text tokens; shorten the prompt")
+        if self.profile.transformer.text_tokens is not None:
+            return text
         wanted = min(-(-length // TEXT_STEP) * TEXT_STEP, int(self.manifest.engine["max_text"]))
         return np.pad(text, ((0, 0), (0, wanted - length), (0, 0)))
 

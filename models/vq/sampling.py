@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...profiles.vq import ranked_codes
+
 
 def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """Logits that may not be drawn become -inf: first all but the `top_k` largest, then the unlikeliest of what is left.
@@ -15,9 +17,10 @@ def truncate(logits: Tensor, top_k: int, top_p: float) -> Tensor:
         top_p: Those go whose probabilities, summed from the smallest, make at most 1 - top_p; never the largest. 0 keeps all.
     """
     vocabulary = logits.shape[-1]
-    if not (top_p or 0 < top_k < vocabulary):
+    ranked = ranked_codes(vocabulary, top_k, top_p)
+    if not ranked:
         return logits
-    largest = logits.topk(min(top_k, vocabulary) or vocabulary, dim=-1).values
+    largest = logits.topk(ranked, dim=-1).values
     floor = largest[..., -1:]
     if top_p:
         rising = largest.flip(-1)

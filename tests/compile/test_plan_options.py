@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import types
@@ -10,18 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hart_model import small_profile as small_hart
 from small_model import small_profile, write_profile
+from small_var import small_var_profile
 from toprovar.compile import cli
 from toprovar.compile.build_report import REPORT, earlier_plans, keep
 from toprovar.compile.cli import main as build_engine
 from toprovar.compile.plan_inputs import free_names, sizes
-from toprovar.compile.plan_options import PlanOptions, check_selection
+from toprovar.compile.plan_options import PlanOptions, check_limits, plan_options
 from toprovar.compile.plan_record import Limits, PlanRecord
 from toprovar.compile.tensorrt_flavours import FLAVOURS, check_version, numbers, target_sm, toolkit
 from toprovar.compile.timing_cache import TimingCache, timing_cache_path, write_whole
-from toprovar.profiles.baselines import dense
+from toprovar.profiles.baselines import baseline, dense
+from toprovar.profiles.decision import Decision, thresholds
 from toprovar.profiles.errors import BundleError, ScheduleError
-from toprovar.profiles.model import load_profile
+from toprovar.profiles.model import ModelProfile, load_profile
+from toprovar.profiles.rules import Rung
 from toprovar.profiles.schedule import TokenRule
 
 REFUSED = [
@@ -217,7 +222,46 @@ def test_a_choice_beyond_topk_is_refused_early() -> None:
         base = dense(profile)
         schedule = replace(base, scales=(*base.scales[:-1], replace(base.scales[-1], tokens=tokens)))
         if not refused:
-            check_selection(schedule, "tensorrt")
+            check_limits(schedule, profile, "tensorrt")
             continue
         with pytest.raises(ScheduleError, match=r"scale 12 keeps 3900 of 4096 tokens by entropy; TopK .* at most 3840"):
-            check_selection(schedule, "tensorrt")
+            check_limits(schedule, profile, "tensorrt")
+
+
+def test_a_choice_beyond_topk_is_found_in_every_rung() -> None:
+    profile = load_profile("infinity-2b")
+    base = dense(profile)
+    kept = TokenRule(kept=(3900,) * profile.transformer.depth)
+    rungs = (Rung(name="whole"), Rung(name="fewer", scales=(replace(base.scales[-1], tokens=kept),)))
+    decision = Decision(scale=11, features="detail", view=4, models=(thresholds(0, (0.5,), ("whole", "fewer"), "detail"),))
+    with pytest.raises(ScheduleError, match=r"scale 12 keeps 3900 of 4096 tokens by entropy; TopK of --target tensorrt-rtx"):
+        check_limits(replace(base, rungs=rungs, decision=decision), profile, "tensorrt-rtx")
+    check_limits(baseline("skipvar", profile), profile, "tensorrt-rtx")
+
+
+def test_more_codes_than_topk_ranks_are_refused_early() -> None:
+    """The released VAR draws out of 900 codes; of all 4096, with `top_p`, or of 3900 TensorRT cannot."""
+    profile = load_profile("var-d16")
+    for top_k, top_p, ranked in ((900, 0.95, 0), (0, 0.0, 0), (4096, 0.0, 0), (0, 0.95, 4096), (3900, 0.0, 3900)):
+        changed = replace(profile, sampling=replace(profile.sampling, top_k=top_k, top_p=top_p))
+        if not ranked:
+            check_limits(dense(changed), changed, "tensorrt")
+            continue
+        with pytest.raises(ScheduleError, match=rf"var-d16 ranks {ranked} codes a token .*takes at most 3840"):
+            check_limits(dense(changed), changed, "tensorrt")
+    hart = load_profile("hart-0.7b")
+    check_limits(dense(hart), hart, "tensorrt")
+
+
+@pytest.mark.parametrize(("profile", "asked"), [(small_hart(), 3), (small_var_profile(), 0)], ids=["hart", "var"])
+def test_text_of_a_fixed_length_is_built_whole(profile: ModelProfile, asked: int) -> None:
+    given = argparse.Namespace(
+        target="tensorrt-rtx", precision=None, sm=[89], opt_level=3, workspace=None, timing_cache="", resume=False, max_batch=2
+    )
+    tokens = profile.transformer.text_tokens
+    for max_text in (None, tokens):
+        found = plan_options(argparse.Namespace(**vars(given), max_text=max_text), profile)
+        assert found is not None
+        assert found.max_text == tokens
+    with pytest.raises(BundleError, match=rf"--max-text {asked}: small-\w+ always reads {tokens} text tokens; leave it out"):
+        plan_options(argparse.Namespace(**vars(given), max_text=asked), profile)

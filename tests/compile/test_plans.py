@@ -21,7 +21,7 @@ import onnxruntime as ort
 import pytest
 import torch
 from graph_numbers import compare, drawn, engine_runs
-from safetensors import safe_open
+from plan_checks import check_precision, check_tensors, check_weights
 from small_model import PROMPTS, small_profile
 from toprovar.compile import bundle as bundle_module
 from toprovar.compile.build_report import REPORT, report_table
@@ -39,15 +39,13 @@ from toprovar.models.load import LoadedModel, WeightOptions, load_model
 from toprovar.models.noise import image_noise
 from toprovar.profiles.baselines import dense
 from toprovar.profiles.errors import BundleError
-from toprovar.profiles.manifest import MANIFEST, WEIGHTS, EngineManifest, Graph
-from toprovar.profiles.plan import FP32_STATE
+from toprovar.profiles.manifest import MANIFEST, EngineManifest
 from toprovar.profiles.schedule import Schedule, TokenRule
 from toprovar.runtime.engine import Engine
 from toprovar.runtime.text import TextSource
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx-cu13)")
 
-NUMPY = {"fp32": np.float32, "fp16": np.float16, "int64": np.int64}
 # |difference| / (1 + |value|) of keys, values, updates and entropies was at most 9.2e-4 over three seeds, on the CPU; doubled
 TOLERANCE = 2e-3
 
@@ -77,11 +75,6 @@ def bundle(model: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Path
     return out
 
 
-def graphs(manifest: EngineManifest) -> list[Graph]:
-    assert manifest.words is not None
-    return [manifest.words, manifest.condition, *(scale.graph for scale in manifest.scales), manifest.decoder]
-
-
 def test_every_graph_has_a_plan_and_the_manifest_knows_it(bundle: Path) -> None:
     manifest = EngineManifest.load(bundle)
     manifest.verify(bundle)
@@ -90,7 +83,6 @@ def test_every_graph_has_a_plan_and_the_manifest_knows_it(bundle: Path) -> None:
     assert engine["flavour"] == "tensorrt-rtx"
     assert engine["sm"] == [89]
     assert (engine["max_batch"], engine["max_text"], engine["kernel_hash"]) == (3, 16, "")
-    assert {graph.plan for graph in graphs(manifest)} == set(engine["plans"])
     for name, plan in engine["plans"].items():
         assert plan["bytes"] == (bundle / name).stat().st_size
         assert plan["plugins"] == 0
@@ -98,43 +90,16 @@ def test_every_graph_has_a_plan_and_the_manifest_knows_it(bundle: Path) -> None:
 
 
 def test_inputs_and_outputs_are_those_of_the_manifest(bundle: Path) -> None:
-    manifest = EngineManifest.load(bundle)
-    for graph in graphs(manifest):
-        plan, proto = manifest.engine["plans"][graph.plan], onnx.load(bundle / graph.file, load_external_data=False)
-        assert set(plan["inputs"]) == set(graph.inputs)
-        assert set(plan["outputs"]) == set(graph.outputs)
-        for values, found in ((proto.graph.input, plan["inputs"]), (proto.graph.output, plan["outputs"])):
-            for value in values:
-                dtype, shape = found[value.name]
-                kind = value.type.tensor_type
-                assert onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type) == NUMPY[dtype], value.name
-                # TensorRT may know a size that the exporter left open
-                for dim, size in zip(kind.shape.dim, shape, strict=True):
-                    assert dim.dim_param or size in (-1, dim.dim_value), value.name
+    check_tensors(bundle)
 
 
 def test_state_that_bits_are_drawn_from_is_fp32(bundle: Path) -> None:
-    manifest = EngineManifest.load(bundle)
-    for scale in manifest.scales:
-        plan = manifest.engine["plans"][scale.graph.plan]
-        for name, (dtype, _) in {**plan["inputs"], **plan["outputs"]}.items():
-            assert dtype == ("fp32" if name.removesuffix(".out").partition(".")[0] in FP32_STATE else "fp16"), name
+    check_precision(bundle)
 
 
 def test_weights_are_stored_once_and_fit_their_inputs(bundle: Path) -> None:
-    manifest = EngineManifest.load(bundle)
-    with safe_open(bundle / WEIGHTS, framework="pt") as file:
-        stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-    for graph in graphs(manifest):
-        proto = onnx.load(bundle / graph.file, load_external_data=False)
-        initializers = {tensor.name: tensor for tensor in proto.graph.initializer}
-        assert graph.weights
-        for name, tensor in graph.weights.items():
-            assert list(stored[tensor].shape) == list(initializers[name].dims), name
-            assert initializers[name].data_type == onnx.TensorProto.FLOAT16 or stored[tensor].dtype == torch.float32
-    size = sum(tensor.nbytes for tensor in stored.values())
-    assert manifest.engine["weight_bytes"] == size
-    assert len({tensor.data_ptr() for tensor in stored.values()}) == len(stored)
+    check_weights(bundle)
+    assert all(graph.weights for graph in EngineManifest.load(bundle).graphs)
 
 
 def test_onnx_runtime_computes_what_torch_does(bundle: Path, model: LoadedModel) -> None:

@@ -13,15 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from host_device import HostDevice
-from plan_bundles import MACHINES, MAX_TEXT, as_plans
+from plan_bundles import MAX_TEXT, as_plans, opened
 from small_model import PROMPTS
 from tensorrt_run_time import RecordingTensorRT
 from toprovar.profiles.errors import BundleError, ToprovarError
 from toprovar.profiles.manifest import MANIFEST, EngineManifest
 from toprovar.runtime.device import ALIGNMENT, Arena
 from toprovar.runtime.engine import Engine
-from toprovar.runtime.tensorrt_engine import PROGRAMS, TEXT_STEP, TensorRTEngine
+from toprovar.runtime.tensorrt_engine import PROGRAMS, TEXT_STEP
 from toprovar.runtime.text import TextSource
 
 SCALES = [f"scale_{i:02d}.onnx" for i in (0, 1, 2, 4, 5, 6)]
@@ -36,12 +35,6 @@ def plans(onnx_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def reference(onnx_bundle: Path) -> Engine:
     return Engine(onnx_bundle, threads=1)
-
-
-def opened(folder: Path, trt: RecordingTensorRT | None = None, whole: bool = True) -> tuple[TensorRTEngine, RecordingTensorRT]:
-    trt = trt or RecordingTensorRT()
-    machine = MACHINES["tensorrt-rtx" if trt.rtx else "tensorrt"]
-    return TensorRTEngine(folder, machine, HostDevice(trt, whole), trt, threads=1), trt
 
 
 def request(reference: Engine, first: int, batch: int) -> tuple[Any, Any, list[int]]:
@@ -116,7 +109,7 @@ def test_plan_that_refuses_capture_runs_without(
             images = engine.generate(*asked)
     assert np.array_equal(images.pixels, reference.generate(*asked).pixels)
     assert [r.message for r in caplog.records] == [
-        "no CUDA graph of the whole image; plans that run without one: scale 2, decoder"
+        "image: no CUDA graph of it as a whole; plans that run without one: scale 2, decoder"
     ]
     assert list(images.milliseconds) == ["condition", *(f"scale {i}" for i in (0, 1, 2, 4, 5, 6)), "decoder"]
     assert engine.device.replays == 2 * (len(ORDER) - 2)  # type: ignore[attr-defined]

@@ -8,8 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import onnx
-from toprovar.profiles.manifest import MANIFEST, EngineManifest, FileEntry, Graph, sha256_of
+from host_device import HostDevice
+from tensorrt_run_time import RecordingTensorRT
+from toprovar.profiles.manifest import MANIFEST, EngineManifest, FileEntry, Graph, ScaleGraph, sha256_of
 from toprovar.runtime.machine import Machine
+from toprovar.runtime.tensorrt_engine import TensorRTEngine
 
 MAX_BATCH, MAX_TEXT = 4, 64
 ADA = {"driver": "580.65.06", "cuda": "13.0", "gpu": "stand-in", "sm": 89}
@@ -35,6 +38,9 @@ def as_plans(bundle: Path, out: Path, target: str = "tensorrt", words: bool = Tr
                 weights[initializer.name] = layout[int(entries["offset"])]
         return replace(graph, plan=plan, weights=weights)
 
+    def scales(found: tuple[ScaleGraph, ...]) -> tuple[ScaleGraph, ...]:
+        return tuple(replace(scale, graph=planned(scale.graph)) for scale in found)
+
     rtx = target == "tensorrt-rtx"
     engine = {"flavour": target, "version": "1.7.1.116" if rtx else "11.4.0.106", "sm": [80, 89], "weight_bytes": 0}
     engine |= {
@@ -50,7 +56,9 @@ def as_plans(bundle: Path, out: Path, target: str = "tensorrt", words: bool = Tr
         condition=planned(manifest.condition),
         decoder=planned(manifest.decoder),
         words=planned(manifest.words) if manifest.words and words else manifest.words,
-        scales=tuple(replace(scale, graph=planned(scale.graph)) for scale in manifest.scales),
+        view=manifest.view and planned(manifest.view),
+        scales=scales(manifest.scales),
+        rungs=tuple(replace(rung, scales=scales(rung.scales)) for rung in manifest.rungs),
     )
     plans = {
         path.name: {"bytes": path.stat().st_size, "seconds": 1.5, "layers": 12, "plugins": 1} for path in out.glob("*.plan")
@@ -59,6 +67,13 @@ def as_plans(bundle: Path, out: Path, target: str = "tensorrt", words: bool = Tr
     manifest = replace(manifest, engine={**engine, "plans": plans}, files={**manifest.files, **entries})
     (out / MANIFEST).write_bytes(manifest.to_json())
     return out
+
+
+def opened(folder: Path, trt: RecordingTensorRT | None = None, whole: bool = True) -> tuple[TensorRTEngine, RecordingTensorRT]:
+    """The engine of such a bundle, and the stand-in that runs it; `whole` False refuses a graph of more than one plan."""
+    trt = trt or RecordingTensorRT()
+    machine = MACHINES["tensorrt-rtx" if trt.rtx else "tensorrt"]
+    return TensorRTEngine(folder, machine, HostDevice(trt, whole), trt, threads=1), trt
 
 
 def _layout(path: Path) -> dict[int, str]:

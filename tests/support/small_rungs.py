@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +16,7 @@ from toprovar.models.load import LoadedModel
 from toprovar.models.rungs import View
 from toprovar.profiles.baselines import dense
 from toprovar.profiles.decision import Decision, detail_features, entropy_features, thresholds
+from toprovar.profiles.manifest import MANIFEST, SCHEDULE, EngineManifest, FileEntry, sha256_of
 from toprovar.profiles.model import ModelProfile
 from toprovar.profiles.rules import Rung
 from toprovar.profiles.schedule import Schedule, TokenRule
@@ -50,20 +54,36 @@ def with_rungs(features: str, profile: ModelProfile | None = None) -> Schedule:
     return replace(base, policy=f"rungs by {features}", rungs=rungs, decision=decision)
 
 
-def measured(features: str, profile: ModelProfile, images: list[int]) -> np.ndarray:
+def decided_by(bundle: Path, out: Path, names: tuple[str, ...], values: np.ndarray) -> Path:
+    """A copy of a bundle that decides by its first feature, with limits between the given values: each picks another rung."""
+    shutil.copytree(bundle, out)
+    schedule, manifest = Schedule.load(out / SCHEDULE), EngineManifest.load(out)
+    decision = schedule.decision
+    assert decision is not None
+    limits = tuple((low + high) / 2 for low, high in pairwise(sorted(values.tolist())))
+    models = (thresholds(0, limits, names, decision.features),)
+    schedule = replace(schedule, decision=replace(decision, models=models))
+    schedule.save(out / SCHEDULE)
+    entry = FileEntry(bytes=(out / SCHEDULE).stat().st_size, sha256=sha256_of(out / SCHEDULE))
+    files = {**manifest.files, SCHEDULE: entry}
+    (out / MANIFEST).write_bytes(replace(manifest, schedule_sha256=schedule.digest(), files=files).to_json())
+    return out
+
+
+def measured(features: str, profile: ModelProfile, images: list[int], decided: int = DECIDED) -> np.ndarray:
     """The features of images, from the dense model alone."""
     model, outputs = small(profile), {}
     # a schedule that reads the map of the decision's scale makes the dense scales before it write theirs
     base = replace(dense(profile), entropy_layer=1)
     tokens = TokenRule(kept=(9, 9))
-    rules = [replace(r, tokens=tokens) if r.scale == DECIDED + 1 else r for r in base.scales]
+    rules = [replace(r, tokens=tokens) if r.scale == decided + 1 else r for r in base.scales]
     steps, inputs = build_steps(model, replace(base, scales=tuple(rules))), text_and_noise(profile, images)
     generate(model.transformer, steps, *inputs, on_scale=lambda plan, out: outputs.update({plan.scale: dict(out)}))
     if features == "entropy":
-        return entropy_features(outputs[DECIDED]["entropy"].numpy())
-    view = View(model.decoder, profile, Decision(scale=DECIDED, features="detail", view=2, models=_any_model()))
+        return entropy_features(outputs[decided]["entropy"].numpy())
+    view = View(model.decoder, profile, Decision(scale=decided, features="detail", view=2, models=_any_model()))
     with torch.inference_mode():
-        return detail_features(*(view(outputs[scale]["summed"]).numpy() for scale in (DECIDED - 1, DECIDED)))
+        return detail_features(*(view(outputs[scale]["summed"]).numpy() for scale in (decided - 1, decided)))
 
 
 def _any_model() -> tuple:
