@@ -1,7 +1,8 @@
 """Family x policy x aspect x guidance x batch on the `onnx` target: ONNX Runtime equals torch, and no state survives.
 
 Every family meets every policy with guidance and without on its square; where a family draws other shapes, each meets every
-policy once, guidance in turn. On each bundle batches of 1, 2 and 4 run, and the first request once more after others.
+policy but `skipvar` once, guidance in turn. On each bundle batches of 1, 2 and 4 run, and the first request once more after
+others. Some bundles run as plans too, in the stand-in of TensorRT: the same images, bit for bit.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from matrix_cases import PROMPTS, Case, cases, model_of, schedule_of
+from plan_bundles import as_plans, opened
 from toprovar.compile.bundle import build_bundle
 from toprovar.models.family import build_steps
 from toprovar.models.generate import generate, image_noise
@@ -56,6 +58,13 @@ def test_engine_draws_as_torch_in_every_batch(case: Case, tmp_path: Path) -> Non
         if batch == 1:
             first = found if first is None else first
             assert np.array_equal(found, first), "another request left something behind"
+    if case.planned:
+        plans, _ = opened(as_plans(tmp_path / "engine", tmp_path / "plans"))
+        asked = (text.text, text.lengths, SEEDS[:1])
+        assert np.array_equal(plans.generate(*asked).pixels, first)
+        two = texts.encode(prompts[:2])
+        asked = (two.text, two.lengths, SEEDS[:2])
+        assert np.array_equal(plans.generate(*asked).pixels, engine.generate(*asked).pixels)
 
 
 @pytest.mark.parametrize("case", [case for case in cases() if case.refused], ids=str)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -41,21 +42,22 @@ def profile_of(config: HartConfig, sampling: HartSampling) -> ModelProfile:
     return ModelProfile(name="small-hart", family="hart", transformer=config, vae=vae, text=text, sampling=sampling)
 
 
-def small_profile(**sampling: object) -> ModelProfile:
-    """The shape of `small_model`."""
-    config = HartConfig(
-        depth=2,
-        width=64,
-        heads=2,
-        text_channels=24,
-        text_tokens=7,
-        vocabulary=96,
-        latent_channels=8,
-        diffusion_width=32,
-        diffusion_depth=1,
-        diffusion_steps=4,
-        patch_nums=(1, 2, 3, 5, 8),
-    )
+def small_profile(transformer: Mapping[str, object] = MappingProxyType({}), **sampling: object) -> ModelProfile:
+    """The shape of `small_model`; `transformer` changes it."""
+    shape = {
+        "depth": 2,
+        "width": 64,
+        "heads": 2,
+        "text_channels": 24,
+        "text_tokens": 7,
+        "vocabulary": 96,
+        "latent_channels": 8,
+        "diffusion_width": 32,
+        "diffusion_depth": 1,
+        "diffusion_steps": 4,
+        "patch_nums": (1, 2, 3, 5, 8),
+    }
+    config = HartConfig(**{**shape, **transformer})  # type: ignore[arg-type]
     return profile_of(config, HartSampling(**{"top_k": (40, 20), **sampling}))  # type: ignore[arg-type]
 
 
@@ -65,8 +67,8 @@ def write_hart_profile(path: Path) -> Path:
     return path
 
 
-def _made() -> tuple[Hart, VqVae]:
-    profile = small_profile()
+def made(profile: ModelProfile) -> tuple[Hart, VqVae]:
+    """A model of a profile, one of your own."""
     assert isinstance(profile.transformer, HartConfig)
     assert isinstance(profile.vae, VqConfig)
     with torch.device("meta"):
@@ -82,12 +84,12 @@ def _made() -> tuple[Hart, VqVae]:
     return model.eval(), vae.eval()
 
 
-_shared = lru_cache(maxsize=1)(_made)
+_shared = lru_cache(maxsize=1)(lambda: made(small_profile()))
 
 
 def small_model(copy: bool = False) -> tuple[Hart, VqVae]:
     """One copy a process, which nothing may change, or one of your own."""
-    return _made() if copy else _shared()
+    return made(small_profile()) if copy else _shared()
 
 
 def loaded(profile: ModelProfile, transformer: Hart, vae: Any) -> LoadedModel:
