@@ -19,7 +19,21 @@ from ..models.infinity.vae import to_uint8
 LEAST_TEXT = 64
 
 
-class CudaProgram:
+class Inputs:
+    """What a captured image is drawn from, written before each replay: features, their lengths, every scale's noise.
+
+    Args:
+        text: `[R, T, Ct]` an example of the features.
+        noise: An example of every scale's noise by name.
+    """
+
+    def __init__(self, text: Tensor, noise: Sequence[Mapping[str, Tensor]]) -> None:
+        self.text = torch.zeros_like(text)
+        self.lengths = torch.ones(text.shape[0], dtype=torch.int64, device=text.device)
+        self.noise = [{name: value.clone() for name, value in scale.items()} for scale in noise]
+
+
+class CudaProgram(Inputs):
     """A captured image.
 
     Args:
@@ -39,9 +53,7 @@ class CudaProgram:
         text: Tensor,
         noise: Sequence[Mapping[str, Tensor]],
     ) -> None:
-        self.text = torch.zeros_like(text)
-        self.lengths = torch.ones(text.shape[0], dtype=torch.int64, device=text.device)
-        self.noise = [{name: value.clone() for name, value in scale.items()} for scale in noise]
+        super().__init__(text, noise)
         self._steps, self._decode = steps, decode
         self._graph = Captured(self._image)
 

@@ -22,7 +22,7 @@ from ..profiles.plan import NOISES, NUMBERS, ROWLESS
 from . import cuda_program
 
 
-class RungProgram:
+class RungProgram(cuda_program.Inputs):
     """A captured image with rungs.
 
     Args:
@@ -45,9 +45,7 @@ class RungProgram:
         text: Tensor,
         noise: Sequence[Mapping[str, Tensor]],
     ) -> None:
-        self.text = torch.zeros_like(text)
-        self.lengths = torch.ones(text.shape[0], dtype=torch.int64, device=text.device)
-        self.noise = [{name: value.clone() for name, value in scale.items()} for scale in noise]
+        super().__init__(text, noise)
         self.picked: tuple[str, ...] = ()
         self._batch = next(iter(noise[0].values())).shape[0]
         # which image the graph of a rung draws: itself, and its rows in the batch's
