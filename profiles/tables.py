@@ -29,7 +29,9 @@ def counted(number: int, what: str) -> str:
 
 def rung_files_table(rungs: Mapping[str, Sequence[str]]) -> str:
     """By rung, the files that an image of it runs after the decision; every other file is of all images."""
-    return table([["rung", "after the decision"], *([name, ", ".join(files) or "nothing"] for name, files in rungs.items())])
+    rows = {"rung": "after the decision", **{name: ", ".join(files) or "nothing" for name, files in rungs.items()}}
+    width = max(len(name) for name in rows)
+    return "\n".join(f"{name.ljust(width)}  {files}" for name, files in rows.items())
 
 
 def flops_speedups(schedule: Schedule, profile: ModelProfile) -> list[float]:

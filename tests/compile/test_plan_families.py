@@ -1,7 +1,7 @@
 """Plans of VAR and HART with rungs: TensorRT-RTX builds every kind of graph, and what they compute is the onnx target's.
 
 VAR decides by entropy, HART by what its first scales look like. One layer and three scales hold every kind of graph that a
-family has: its first scale, a middle one that writes the entropy, a whole and a pruned last one, the view.
+family has: its first scale, a whole one that writes the entropy, a pruned last one that reads it, the view.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ from toprovar.runtime.text import TextSource
 
 GRIDS = (1, 2, 4)
 PROMPTS = {"var": ("3", "7", "0"), "hart": ("a red circle", "two blue stars beside a cup", "a cup")}
-NAMES = {"var": ("whole", "fewer"), "hart": ("whole", "short")}
-ENDS = {"var": {"whole": ["scale_02"], "fewer": ["scale_02_2"]}, "hart": {"whole": ["scale_02"], "short": []}}
+NAMES = ("fewer", "short")
+ENDS = {"fewer": ["scale_02.plan"], "short": []}
 
 
 def var_model() -> LoadedModel:
@@ -61,18 +61,17 @@ def hart_of_fp16() -> LoadedModel:
 
 
 def schedule_of(family: str, profile: ModelProfile) -> Schedule:
-    """VAR: the last scale whole, or without guidance and half its tokens held. HART: half its tokens cached, or not run."""
+    """The last scale with half its tokens, or not at all; VAR holds the others and drops guidance, HART caches them."""
     base = replace(dense(profile), entropy_layer=0)
     *rules, last = base.scales
-    names = NAMES[family]
+    short, kept = replace(last, run=False), (last.count // 2,)
     if family == "var":
-        end = replace(last, guidance=False, tokens=TokenRule(kept=(last.count // 2,)))
-        decision = Decision(scale=1, features="entropy", models=(thresholds(0, (0.0,), names),))
+        last = replace(last, guidance=False, tokens=TokenRule(kept=kept))
+        decision = Decision(scale=1, features="entropy", models=(thresholds(0, (0.0,), NAMES),))
     else:
-        end = replace(last, run=False)
-        last = replace(last, tokens=TokenRule(kept=(last.count // 2,), fill="cache", cache_scale=1))
-        decision = Decision(scale=1, features="detail", view=1, models=(thresholds(0, (0.0,), names, "detail"),))
-    rungs = (Rung(name=names[0]), Rung(name=names[1], scales=(end,)))
+        last = replace(last, tokens=TokenRule(kept=kept, fill="cache", cache_scale=1))
+        decision = Decision(scale=1, features="detail", view=1, models=(thresholds(0, (0.0,), NAMES, "detail"),))
+    rungs = (Rung(name=NAMES[0]), Rung(name=NAMES[1], scales=(short,)))
     return replace(base, policy="rungs", scales=(*rules, last), rungs=rungs, decision=decision)
 
 
@@ -120,17 +119,16 @@ def test_rtx_builds_every_graph_as_the_manifest_says(built: Built) -> None:
     check_precision(built.folder)
     check_weights(built.folder)
     plans = sorted(path.stem for path in built.folder.glob("*.plan"))
-    own = {"var": ["scale_02_2"], "hart": ["view"]}[built.family]
-    assert plans == sorted(["condition", "decoder", *(f"scale_0{i}" for i in range(3)), *own])
+    own = {"var": [], "hart": ["view"]}[built.family]
+    assert plans == ["condition", "decoder", *(f"scale_0{i}" for i in range(3)), *own]
 
 
 def test_report_and_inspect_tell_which_plans_a_rung_runs(built: Built, capsys: pytest.CaptureFixture[str]) -> None:
     content = json.loads((built.folder / REPORT).read_text())
-    ends = {name: [f"{file}.plan" for file in files] for name, files in ENDS[built.family].items()}
-    assert content["rungs"] == ends
+    assert content["rungs"] == ENDS
     assert toprovar(["inspect", str(built.folder)]) == 0
     inspected, page = capsys.readouterr().out, (built.folder / PAGE).read_text()
-    for name, files in ends.items():
+    for name, files in ENDS.items():
         shown = ", ".join(files) or "nothing"
         for text in (report_table(content), inspected):
             assert [name, *shown.split()] in [line.split() for line in text.splitlines()]
@@ -147,14 +145,14 @@ def test_a_batch_that_splits_is_the_onnx_targets_bit_for_bit(
     text, lengths, _ = TextSource(engine).encode(prompts)
     engine.generate(text, lengths, seeds)
     values = np.sort(seen[0][:, 0])[1:]
-    folder = decided_by(built.folder, tmp_path / "engine", NAMES[built.family], values)
+    folder = decided_by(built.folder, tmp_path / "engine", NAMES, values)
     planned = as_plans(folder, tmp_path / "plans", "tensorrt-rtx")
     reference, (plans, _) = Engine(folder, threads=1), opened(planned, RecordingTensorRT(rtx=True))
     for images in ([0, 1, 2], [2], [1, 0]):
         asked = (text[images], lengths[images], [seeds[image] for image in images])
         ours, theirs = plans.generate(*asked), reference.generate(*asked)
         assert ours.rungs == theirs.rungs
-        assert len(images) < 3 or sorted(ours.rungs) == sorted((NAMES[built.family][0],) + NAMES[built.family])
+        assert len(images) < 3 or sorted(ours.rungs) == ["fewer", "fewer", "short"]
         assert np.isfinite(ours.pixels).all()
         assert np.array_equal(ours.pixels, theirs.pixels)
 
@@ -174,8 +172,7 @@ def test_tensorrt_builder_takes_the_same_graphs(built: Built, tmp_path: Path) ->
     assert {file for file, count in plugins.items() if count} == {"scale_01.plan"}
     assert [call[0] for call in calls].count("build_serialized_network") == len(plugins) == len(manifest.graphs)
     ranges = {call[1]: call[2:] for call in calls if call[0] == "set_shape"}
-    # keys of scale 2: one row an image at least, so two with guidance; HART's text comes first
-    text = 0 if built.family == "var" else profile.transformer.text_tokens - 1
-    shapes = [(rows, 2, 5 + text, 32) for rows in (2, 2, 6)]
-    assert ("k.0", *shapes) in [call[1:] for call in calls if call[0] == "set_shape"]
+    # keys of scale 2, of one image, of one and of three; VAR dropped its second rows, HART's text comes first
+    rows, text = (1, 0) if built.family == "var" else (2, profile.transformer.text_tokens - 1)
+    assert ranges["k.0"] == tuple((rows * images, 2, 5 + text, 32) for images in (1, 1, 3))
     assert ranges["summed"] == ((1, 8, 4, 4), (1, 8, 4, 4), (3, 8, 4, 4))
