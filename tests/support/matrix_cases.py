@@ -56,13 +56,13 @@ class Case:
 
 
 def cases() -> Iterator[Case]:
-    """Every family, policy and guidance on squares; other aspects with almost every policy, guidance in turn."""
+    """Every family, policy and guidance on squares; upright images with guidance, wide ones without."""
     for family in FAMILIES:
-        for number, policy in enumerate(POLICIES):
+        for policy in POLICIES:
             yield from (Case(family, policy, 1.0, guided) for guided in (True, False))
-            for place, aspect in enumerate(() if (family, policy) in SQUARES_ONLY else ASPECTS[family][1:]):
-                guided = policy in NEEDS_GUIDANCE or (number + place) % 2 == 0
-                yield Case(family, policy, aspect, guided)
+            for aspect in () if (family, policy) in SQUARES_ONLY else ASPECTS[family][1:]:
+                if aspect > 1 or policy not in NEEDS_GUIDANCE:
+                    yield Case(family, policy, aspect, aspect > 1)
 
 
 def model_of(case: Case) -> LoadedModel:
