@@ -73,12 +73,12 @@ def run(args: argparse.Namespace) -> int:
         raise ToprovarError(
             f"{searched[0]} needs --calibration-prompts, or --schedules of an earlier sweep; or name --policies without it"
         )
-    ready = [calibrated(name, args.schedules) for name in searched] if args.schedules else []
-    key = _key(args, profile.digest(), ready)
+    ready = {name: calibrated(name, args.schedules) for name in searched} if args.schedules else {}
+    key = _key(args, profile.digest())
     found = []
     with reusing_graphs():
         for name in sorted(names, key=lambda name: name != "dense"):
-            result = _result(name, args, key)
+            result = _result(name, args, key, ready.get(name))
             found.append(result)
             print(_line(result), file=sys.stderr, flush=True)
     for path in write_results(args.out, found):
@@ -89,17 +89,18 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _key(args: argparse.Namespace, profile: str, ready: Sequence[Path]) -> str:
+def _key(args: argparse.Namespace, profile: str) -> str:
     """Everything that a result depends on, but the policy."""
     names = ("scene_eval", "num_prompts", "calibration_seed", "limit", "seeds", "seed", "timed", "target", "weights", "threads")
     facts: list[Any] = [__version__, profile, *(getattr(args, name) for name in names)]
-    for path in (args.prompts, args.calibration_prompts, args.costs, *ready):
+    for path in (args.prompts, args.calibration_prompts, args.costs):
         facts.append(hashlib.sha256(path.read_bytes()).hexdigest() if path else None)
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-def _result(name: str, args: argparse.Namespace, key: str) -> dict[str, Any]:
+def _result(name: str, args: argparse.Namespace, key: str, schedule: Path | None) -> dict[str, Any]:
     """Of an earlier run where that is the same, else measured now; a failure is told and not kept."""
+    own = key if schedule is None else hashlib.sha256(key.encode() + schedule.read_bytes()).hexdigest()
     from .measure import measure
     from .policies import folder_name, make_engine
 
@@ -109,14 +110,14 @@ def _result(name: str, args: argparse.Namespace, key: str) -> dict[str, Any]:
         kept = json.loads((folder / RESULT).read_text())
     except (OSError, json.JSONDecodeError):
         kept = {}
-    if kept.get("key") == key and (name != "dense" or dense.exists()):
+    if kept.get("key") == own and (name != "dense" or dense.exists()):
         return dict(kept["record"])
     try:
         engine = make_engine(name, args, folder)
         record = {**measure(args, dense, engine, folder, key), "policy": name}
     except ToprovarError as problem:
         return {"policy": name, "error": " ".join(str(problem).split())}
-    write_atomic(folder / RESULT, (json.dumps({"key": key, "record": record}, indent=1, sort_keys=True) + "\n").encode())
+    write_atomic(folder / RESULT, (json.dumps({"key": own, "record": record}, indent=1, sort_keys=True) + "\n").encode())
     if engine != dense and not args.keep_engines:
         shutil.rmtree(engine)
     return record
