@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import statistics
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from ...models.tiny.scene_eval import ScenePrompt
 from ...profiles.baselines import dense
 from ...profiles.costs import CostTable
+from ...profiles.errors import CostError
 from ...profiles.fidelity import psnr
 from ...profiles.plan import schedule_flops
 from ...profiles.schedule import Schedule
@@ -54,8 +56,9 @@ def records(
             "schedule_sha256": manifest.schedule_sha256,
         }
         if costs is not None:
-            predicted = statistics.fmean(costs.predict(path) for path in _paths(drawer, tally))
-            record |= {"predicted_ms": round(predicted, 1), "predicted_over_measured": round(predicted / median, 3)}
+            predicted = _predicted(costs, drawer, tally)
+            ratio = None if predicted is None else round(predicted / median, 3)
+            record |= {"predicted_ms": predicted, "predicted_over_measured": ratio}
         if prompts is not None:
             record["scene_eval"] = judged(prompts, tally.detections, tallies[0].detections)
         if tally.clip:
@@ -70,6 +73,15 @@ def _paths(drawer: Drawer, tally: Tally) -> list[Schedule]:
     schedule = drawer.engine.schedule
     by_name = {rung.name: path for rung, path in zip(schedule.rungs, schedule.paths, strict=False)}
     return [by_name[name] for name in tally.rungs] or [schedule]
+
+
+def _predicted(costs: CostTable, drawer: Drawer, tally: Tally) -> float | None:
+    """Mean milliseconds of the images by the cost table; None, told on stderr, where it lacks a point."""
+    try:
+        return round(statistics.fmean(costs.predict(path) for path in _paths(drawer, tally)), 1)
+    except CostError as problem:
+        print(f"{drawer.engine.manifest.policy}: no prediction: {problem}", file=sys.stderr)
+        return None
 
 
 def _flops_speedup(drawer: Drawer, tally: Tally) -> float:
@@ -101,7 +113,8 @@ def _row(record: Record, is_reference: bool) -> list[str]:
     cells.append(f"{record['speedup']:.2f}x")
     cells += ["same"] * 2 if record["psnr_db"] is None else [f"{record['psnr_db']:.1f}", f"{record['ssim']:.3f}"]
     if "predicted_ms" in record:
-        cells.append(f"{record['predicted_ms']:.0f} ({record['predicted_over_measured'] - 1:+.0%})")
+        ratio = record["predicted_over_measured"]
+        cells.append("-" if ratio is None else f"{record['predicted_ms']:.0f} ({ratio - 1:+.0%})")
     if "scene_eval" in record:
         scene = record["scene_eval"]
         pair = scene["paired"]

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -60,6 +61,18 @@ def test_fidelity_is_that_of_the_images(work: Path, capsys: pytest.CaptureFixtur
     predicted = made_table().predict(drawers[1].engine.schedule)
     assert own["predicted_ms"] == pytest.approx(predicted, abs=0.1)
     assert "predicted ms" in capsys.readouterr().out
+
+
+def test_a_point_that_no_cost_table_has_leaves_the_prediction_out(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Red before: one schedule outside the table ended a whole comparison."""
+    whole = made_table()
+    replace(whole, layers=tuple(entry for entry in whole.layers if entry.scale != 3)).save(work / "few_costs.json")
+    options = ["--prompts", str(work / "prompts.txt"), "--costs", str(work / "few_costs.json")]
+    assert evaluate(flags(work, *options, "--out", str(work / "few.json"))) == 0
+    assert all(engine["predicted_ms"] is None for engine in json.loads((work / "few.json").read_text())["engines"])
+    said = capsys.readouterr()
+    assert "skip-1: no prediction: cost table of small on onnx: no measured point covers scale 3" in said.err
+    assert "predicted ms" in said.out
 
 
 def test_reference_images_are_kept_beyond_the_timed_ones(work: Path, tmp_path: Path) -> None:
