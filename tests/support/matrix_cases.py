@@ -27,9 +27,11 @@ SPOKEN = ("a red circle", "two blue stars beside a cup", "a cup", "three white r
 PROMPTS = {"infinity": SPOKEN, "var": small_var.CLASSES, SHARED: small_var.CLASSES, "hart": SPOKEN}
 REFUSED = {("hart", "skipvar")}
 """Policies that these small models have too few scales for."""
-SQUARES_ONLY = {("infinity", "skipvar")}
-"""The largest bundle; `tests/models/test_rungs.py` draws other shapes with it."""
 NEEDS_GUIDANCE = {"noguide-2", "skip-1+noguide-3"}
+SQUARES_ONLY = {"skipvar"}
+"""The largest bundle; `tests/models/test_rungs.py` draws other shapes with it."""
+UPRIGHT_ONLY, WIDE_ONLY = NEEDS_GUIDANCE | {"entropy-cache"}, {"entropy-hold"}
+"""Upright images have guidance, wide ones have none; each has one of the costly two."""
 PLANNED = {("var", "skipvar"), ("var", "entropy-cache"), ("hart", "fastvar"), ("hart", "entropy-hold")}
 """Guided ones that run as plans too, in the stand-in of TensorRT; Infinity does in tests of its own."""
 
@@ -60,8 +62,8 @@ def cases() -> Iterator[Case]:
     for family in FAMILIES:
         for policy in POLICIES:
             yield from (Case(family, policy, 1.0, guided) for guided in (True, False))
-            for aspect in () if (family, policy) in SQUARES_ONLY else ASPECTS[family][1:]:
-                if aspect > 1 or policy not in NEEDS_GUIDANCE:
+            for aspect in ASPECTS[family][1:]:
+                if policy not in SQUARES_ONLY | (UPRIGHT_ONLY if aspect < 1 else WIDE_ONLY):
                     yield Case(family, policy, aspect, aspect > 1)
 
 
