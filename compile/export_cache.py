@@ -20,8 +20,9 @@ _kept: ContextVar[dict[Hashable, Kept] | None] = ContextVar("kept", default=None
 
 @contextmanager
 def reusing_graphs() -> Iterator[None]:
-    """Within it, a graph that was exported before, of the same weights and profile, is not exported again."""
-    token = _kept.set({})
+    """Within it, and within others inside it, a graph of the same weights and profile is exported once."""
+    outer = _kept.get()
+    token = _kept.set({} if outer is None else outer)
     try:
         yield
     finally:
