@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -265,6 +266,15 @@ def test_key_holds_what_changes_a_plan(first_scale: Exported, tmp_path: Path) ->
     assert {path.name for path in tmp_path.iterdir()} == {"a.plan", "b.plan", "c.plan"}
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """As in the foreground: a run in the background inherits that Ctrl-C is ignored."""
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, inherited)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_interrupt_ends_a_build_and_leaves_no_plan(first_scale: Exported, tmp_path: Path) -> None:
     """Ctrl-C in the middle of TensorRT's build used to be printed by its bindings and told as a graph that does not build."""
     before, phases = signal.getsignal(signal.SIGINT), list[str]()
