@@ -1,12 +1,14 @@
-"""Shared fixtures: one thread a worker, and where the repository is."""
+"""Shared fixtures: one thread a worker, graphs exported once a worker, and where the repository is."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from toprovar.compile.export_cache import reusing_graphs
 
 ROOT = Path(__file__).parent.parent
 
@@ -16,6 +18,13 @@ def _threads() -> None:
     """Under pytest-xdist each worker takes one core; more threads than cores cost more than they give."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _exported_once() -> Iterator[None]:
+    """Exporting takes most of the tests' time, and most of their bundles share most of their graphs."""
+    with reusing_graphs():
+        yield
 
 
 @pytest.fixture(scope="session")

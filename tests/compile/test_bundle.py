@@ -16,7 +16,6 @@ import torch
 from graph_numbers import compare, drawn, engine_runs
 from small_model import PROMPTS, everything_at_once, small_model, small_profile
 from toprovar.compile.bundle import build_bundle
-from toprovar.compile.export_cache import reusing_graphs
 from toprovar.models.infinity.generate import build_steps, generate
 from toprovar.models.load import LoadedModel
 from toprovar.models.noise import image_noise
@@ -43,9 +42,8 @@ SCHEDULES = {
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("bundles")
-    with reusing_graphs():
-        for name, schedule in SCHEDULES.items():
-            build_bundle(small_model(), schedule, folder / name, TEXT, lambda _: None)
+    for name, schedule in SCHEDULES.items():
+        build_bundle(small_model(), schedule, folder / name, TEXT, lambda _: None)
     return {name: folder / name for name in SCHEDULES}
 
 

@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_model import small_model
-from toprovar.compile import bundle
+from small_var import small_var_profile
+from toprovar.compile import bundle, export_cache
 from toprovar.compile.export_cache import exported_once, reusing_graphs
 from toprovar.compile.graphs import Exported
 from toprovar.compile.weight_store import WeightStore
-from toprovar.models.load import LoadedModel
+from toprovar.models.load import LoadedModel, WeightOptions, load_model
 from toprovar.profiles.baselines import baseline
 from toprovar.profiles.manifest import sha256_of
+
+
+@pytest.fixture(autouse=True)
+def _apart() -> Iterator[None]:
+    """Without the graphs that all other tests share."""
+    token = export_cache._kept.set(None)
+    yield
+    export_cache._kept.reset(token)
+
+
+@pytest.fixture(scope="module")
+def model() -> LoadedModel:
+    return load_model(small_var_profile(depth=1, patch_nums=(1, 2, 3)), WeightOptions(weights="random"))
 
 
 def digests(model: LoadedModel, policy: str, out: Path) -> dict[str, str]:
@@ -22,8 +36,10 @@ def digests(model: LoadedModel, policy: str, out: Path) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in out.iterdir()}
 
 
-def test_shared_graphs_are_exported_once_and_bundles_keep_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model, exported = small_model(), []
+def test_shared_graphs_are_exported_once_and_bundles_keep_their_bytes(
+    model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exported: list[int] = []
     apart = digests(model, "skip-1", tmp_path / "apart")
     export = bundle.export_scale
 
@@ -40,14 +56,13 @@ def test_shared_graphs_are_exported_once_and_bundles_keep_their_bytes(tmp_path: 
     assert exported == [*range(scales), scales - 2]
 
 
-def test_graphs_of_other_weights_and_of_no_block_are_made_anew() -> None:
+def test_graphs_of_other_weights_and_of_no_block_are_made_anew(model: LoadedModel) -> None:
     made, store = [], WeightStore()
 
     def export() -> Exported:
         made.append(Exported(proto=[], weights={}, inputs=(), outputs=()))
         return made[-1]
 
-    model = small_model()
     other = replace(model, digests={"transformer": "other"})
     with reusing_graphs():
         for one in (model, model, other, model):

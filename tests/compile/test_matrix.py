@@ -8,7 +8,6 @@ of TensorRT: the same images, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import torch
 from matrix_cases import PROMPTS, Case, cases, model_of, schedule_of
 from plan_bundles import as_plans, opened
 from toprovar.compile.bundle import build_bundle
-from toprovar.compile.export_cache import reusing_graphs
 from toprovar.models.family import build_steps
 from toprovar.models.generate import generate, image_noise
 from toprovar.models.load import LoadedModel
@@ -30,13 +28,6 @@ from toprovar.runtime.text import TextSource
 
 SEEDS = (11, 12, 13, 14)
 TOLERANCE = 1e-3  # of pixels in [-1, 1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _exported_once() -> Iterator[None]:
-    """Policies share most of their scales, and exporting takes most of the time."""
-    with reusing_graphs():
-        yield
 
 
 def torch_images(model: LoadedModel, schedule: Schedule, text: Any) -> np.ndarray[Any, Any]:

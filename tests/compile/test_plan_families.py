@@ -7,8 +7,7 @@ family has: its first scale, a whole one that writes the entropy, a pruned last 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,6 @@ from small_var import small_var_profile
 from tensorrt_link_stubs import stubbed_tensorrt
 from tensorrt_run_time import RecordingTensorRT
 from toprovar.cli import main as toprovar
-from toprovar.compile import bundle as bundle_module
 from toprovar.compile.build_report import REPORT, report_table
 from toprovar.compile.bundle import build_bundle
 from toprovar.compile.plan_options import PlanOptions
@@ -85,26 +83,17 @@ class Built:
 
 
 @pytest.fixture(scope="module", params=["var", "hart"])
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Built:
     pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx-cu13)")
     family, folder = str(request.param), tmp_path_factory.mktemp("families")
     model = var_model() if family == "var" else hart_of_fp16()
-    schedule, found, real = schedule_of(family, model.profile), list[Any](), bundle_module._export_all
-
-    def export(model: LoadedModel, schedule: Schedule, work: Path, progress: Any) -> Any:
-        if not found:
-            found.append(real(model, schedule, work, progress))
-            shutil.copytree(work, folder / "graphs")
-        shutil.copytree(folder / "graphs", work, dirs_exist_ok=True)
-        return found[0]
+    schedule = schedule_of(family, model.profile)
 
     def build(builder: PlanBuilder, out: Path) -> EngineManifest:
         return build_bundle(model, schedule, out, model.text_source, lambda _: None, builder)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bundle_module, "_export_all", export)
-        build(PlanBuilder(toolkit("tensorrt-rtx"), options("tensorrt-rtx", (89,), model.profile)), folder / "engine")
-        yield Built(family, folder / "engine", build)
+    build(PlanBuilder(toolkit("tensorrt-rtx"), options("tensorrt-rtx", (89,), model.profile)), folder / "engine")
+    return Built(family, folder / "engine", build)
 
 
 def options(target: str, sm: tuple[int, ...], profile: ModelProfile) -> PlanOptions:

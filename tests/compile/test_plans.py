@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,7 +23,6 @@ import torch
 from graph_numbers import compare, drawn, engine_runs
 from plan_checks import check_precision, check_tensors, check_weights
 from small_model import PROMPTS, small_profile
-from toprovar.compile import bundle as bundle_module
 from toprovar.compile.build_report import REPORT, report_table
 from toprovar.compile.bundle import build_bundle
 from toprovar.compile.graphs import Exported, export_scale
@@ -181,22 +179,6 @@ def test_report_lists_every_plan(bundle: Path) -> None:
     assert report_table(content).count("fp16") == len(content["plans"])
 
 
-@pytest.fixture
-def exported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second build of a test takes the first one's graphs."""
-    real, found = bundle_module._export_all, []
-
-    def export(model: LoadedModel, schedule: Schedule, work: Path, progress: Any) -> Any:
-        if not found:
-            found.append(real(model, schedule, work, progress))
-            shutil.copytree(work, tmp_path / "graphs")
-        shutil.copytree(tmp_path / "graphs", work, dirs_exist_ok=True)
-        return found[0]
-
-    monkeypatch.setattr(bundle_module, "_export_all", export)
-
-
-@pytest.mark.usefixtures("exported_once")
 def test_resume_keeps_what_is_still_right(bundle: Path, model: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second build stops at the decoder; the third one, resumed, builds that plan only; nothing else is left behind."""
     before = (bundle / MANIFEST).read_bytes()

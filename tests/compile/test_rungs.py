@@ -21,7 +21,6 @@ from tensorrt_run_time import RecordingTensorRT
 from toprovar.cli import main as toprovar
 from toprovar.compile.bundle import build_bundle
 from toprovar.compile.cli import main as build_engine
-from toprovar.compile.export_cache import reusing_graphs
 from toprovar.compile.graph_files import graph_files
 from toprovar.models.rungs import build_rungs, generate_rungs
 from toprovar.profiles.baselines import baseline
@@ -43,9 +42,8 @@ FEATURES = ("entropy", "detail")
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("rungs")
-    with reusing_graphs():
-        for features in FEATURES:
-            build_bundle(small_model(), with_rungs(features), folder / features, TEXT, lambda _: None)
+    for features in FEATURES:
+        build_bundle(small_model(), with_rungs(features), folder / features, TEXT, lambda _: None)
     return {features: folder / features for features in FEATURES}
 
 

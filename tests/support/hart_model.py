@@ -96,7 +96,7 @@ def loaded(profile: ModelProfile, transformer: Hart, vae: Any) -> LoadedModel:
     """As `load_model` returns it."""
     config = profile.transformer
     text = RandomTextEncoder(config.text_channels, profile.text.max_length, 0, config.text_tokens)
-    return LoadedModel(profile=profile, transformer=transformer, vae=vae, text=text, digests={})
+    return LoadedModel(profile=profile, transformer=transformer, vae=vae, text=text, digests={"transformer": "scaled"})
 
 
 def condition(batch: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -108,6 +108,7 @@ def _made(family: str) -> LoadedModel:
     # enough scales for every policy
     profile = small_var.small_var_profile(patch_nums=(1, 2, 3, 4, 5, 6, 7, 8), shared_modulation=family == SHARED)
     model = load_model(profile, WeightOptions(weights="random"))
+    model = replace(model, digests={**model.digests, "scaled": "30"})
     with torch.no_grad():
         # logits and codes of a size that decides something
         model.transformer.head.weight.mul_(30)  # type: ignore[union-attr, operator]
