@@ -55,7 +55,7 @@ def kept_mask(entropy: NDArray[np.float32], count: int, size: tuple[int, int]) -
     """
     import torch
 
-    from ..models.infinity.select import select_tokens
+    from ..models.select import select_tokens
 
     picked = select_tokens("entropy", count, size, 1, torch.from_numpy(entropy)[None, None], seed=0)[0]
     mask = np.zeros(size[0] * size[1], dtype=bool)

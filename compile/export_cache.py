@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..models.load import LoadedModel
 from .graphs import Exported
-from .weight_store import WeightStore
+from .weight_store import CONSTANTS, WeightStore
 
 Kept = tuple[Exported, dict[str, Tensor]]
-"""A graph, and every tensor of the store that it points to."""
+"""A graph, and the constants that it points to; weights are in every store, and one model's copy is not kept for another's."""
 _kept: ContextVar[dict[Hashable, Kept] | None] = ContextVar("kept", default=None)
 
 
@@ -35,7 +35,7 @@ def exported_once(model: LoadedModel, what: Hashable, store: WeightStore, export
     Args:
         model: All weights: small ones stand in the graph itself.
         what: Names the graph and all that it computes, such as a scale's plan.
-        store: Of the bundle; the graph's constants are in it afterwards.
+        store: Of the bundle, with the model's weights; the graph's constants are in it afterwards.
         export: Makes the graph and puts its constants into the store.
     """
     kept = _kept.get()
@@ -44,7 +44,8 @@ def exported_once(model: LoadedModel, what: Hashable, store: WeightStore, export
     key = (model.profile.digest(), model.weights_digest(), str(model.weight.dtype), what)
     if key not in kept:
         graph = export()
-        kept[key] = graph, {name: store.tensors[name] for name in graph.weights.values()}
+        constants = [name for name in graph.weights.values() if name.startswith(CONSTANTS)]
+        kept[key] = graph, {name: store.tensors[name] for name in constants}
     graph, tensors = kept[key]
     for name, tensor in tensors.items():
         store.tensors.setdefault(name, tensor)

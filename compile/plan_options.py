@@ -14,6 +14,16 @@ from ..profiles.schedule import Schedule
 # of TensorRT 10.13 to 11.4 and TensorRT-RTX 1.7
 TOPK_LIMIT = 3840
 DEFAULT_PRECISION = {"onnx": "fp32", "cuda": "bf16"}
+DEFAULTS: dict[str, object] = {
+    "sm": [],
+    "opt_level": 3,
+    "workspace": None,
+    "timing_cache": "",
+    "resume": False,
+    "max_batch": 4,
+    "max_text": None,
+}
+"""Of the flags that only plans have."""
 LIMITS = {"opt_level": (0, 5), "max_batch": (1, 64)}
 
 
@@ -65,14 +75,15 @@ def add_plan_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("plans", "for the targets tensorrt and tensorrt-rtx")
     precisions = "of weights and state (default: onnx fp32, cuda bf16, plans fp16)"
     group.add_argument("--precision", choices=PRECISIONS, help=precisions)
-    group.add_argument("--sm", type=int, nargs="+", default=[], help="GPUs to build for (default: 80 86 89 120, or this one)")
-    group.add_argument("--opt-level", type=int, default=3, help="0 builds fastest, 5 searches longest (default: 3)")
+    group.add_argument("--sm", type=int, nargs="+", help="GPUs to build for (default: 80 86 89 120, or this one)")
+    group.add_argument("--opt-level", type=int, help="0 builds fastest, 5 searches longest (default: 3)")
     group.add_argument("--workspace", type=float, help="GiB of scratch memory a plan may use (default: no limit)")
     caches = "file, or `none` (default: in the user's cache folder, one for each version, GPU and set of kernels)"
-    group.add_argument("--timing-cache", default="", help=caches)
+    group.add_argument("--timing-cache", help=caches)
     group.add_argument("--resume", action="store_true", help="keep plans of an interrupted build that are still right")
-    group.add_argument("--max-batch", type=int, default=4, help="most images a request (default: 4)")
+    group.add_argument("--max-batch", type=int, help="most images a request (default: 4)")
     group.add_argument("--max-text", type=int, help="most text tokens a prompt (default: the text encoder's)")
+    parser.set_defaults(**DEFAULTS)
 
 
 def chosen_precision(args: argparse.Namespace) -> str:
@@ -89,8 +100,16 @@ def chosen_precision(args: argparse.Namespace) -> str:
 
 
 def plan_options(args: argparse.Namespace, profile: ModelProfile) -> PlanOptions | None:
-    """Options of the flags; None where the target has no plans."""
+    """Options of the flags; None where the target has no plans.
+
+    Raises:
+        BundleError: A flag cannot be what it is, or was given for a target without plans.
+    """
     if args.target not in PLAN_TARGETS:
+        given = ["--" + name.replace("_", "-") for name, default in DEFAULTS.items() if getattr(args, name) != default]
+        if given:
+            remedy = f"only plans of {' and '.join(PLAN_TARGETS)} have this; leave it out for --target {args.target}"
+            raise BundleError(f"{', '.join(given)}: {remedy}")
         return None
     longest = profile.text.max_length
     if args.max_text is not None and args.max_text > longest:

@@ -20,6 +20,8 @@ from ..profiles.manifest import WEIGHTS
 
 # smaller constants stay in the graph, where shape inference reads them
 EXTERNAL_BYTES = 1024
+CONSTANTS = "constants."
+"""Names of tensors that are no module's; the rest is their content's digest."""
 
 
 class WeightStore:
@@ -48,7 +50,7 @@ class WeightStore:
         array = (value.view(torch.int16) if value.dtype == torch.bfloat16 else value).numpy()
         kind = f"{value.dtype}{tuple(value.shape)}".removeprefix("torch.")
         digest = hashlib.sha256(kind.encode() + array.tobytes()).hexdigest()[:16]
-        name = f"constants.{digest}"
+        name = CONSTANTS + digest
         self.tensors.setdefault(name, value)
         return name
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ..profiles.plan import ScalePlan
-from .infinity.quantizer import resize
-from .infinity.select import gather_tokens
+from .resize import resize
+from .select import gather_tokens
 from .state import State
 
 

@@ -14,8 +14,8 @@ from ..profiles.plan import NUMBERS, ROWLESS, ScalePlan, plan_paths
 from ..profiles.schedule import Schedule
 from .family import family_of
 from .generate import Noise, condition_rows, run_scales
-from .infinity.quantizer import resize
 from .load import LoadedModel
+from .resize import resize
 from .state import State
 from .step import ScaleStep
 

@@ -28,6 +28,9 @@ from ..profiles.plan import ROWLESS
 State = dict[str, Tensor]
 Shape = tuple[int | str, ...]
 """Of a tensor of the state: `B` images, `R` rows and `T` text tokens may vary, the rest is fixed."""
+Rope = tuple[Tensor, Tensor]
+"""Cosines and sines of a scale's tokens, each `[N, D']`, or `[R, 1, N, D']` where each row has its own tokens; D' is the
+family's: half of a head's width where pairs turn, the whole of it in HART."""
 Branch = tuple[str, Callable[[Tensor], Tensor]]
 Attended = tuple[Tensor, Tensor, Tensor, Tensor | None]
 """Output `[R, n, C]`, k and v with the past in front `[R, H, P + n, D]`, entropy `[R, H, n]` or None."""

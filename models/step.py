@@ -16,10 +16,9 @@ from torch import Tensor, nn
 
 from ..profiles.model import ModelProfile
 from ..profiles.plan import ScalePlan
-from .infinity.quantizer import AreaResize, resize
-from .infinity.rope import Rope
-from .infinity.select import farthest_tokens, gather_rope, gather_tokens, scatter_tokens, select_tokens
-from .state import Attended, Branch, Past, Shape, State
+from .resize import AreaResize, resize
+from .select import farthest_tokens, gather_rope, gather_tokens, scatter_tokens, select_tokens
+from .state import Attended, Branch, Past, Rope, Shape, State
 
 
 class ScaleStep(nn.Module, ABC):

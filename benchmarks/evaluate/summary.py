@@ -56,7 +56,7 @@ def records(
             "schedule_sha256": manifest.schedule_sha256,
         }
         if costs is not None:
-            predicted = _predicted(costs, drawer, tally)
+            predicted = predicted_ms(costs, drawer, tally)
             ratio = None if predicted is None else round(predicted / median, 3)
             record |= {"predicted_ms": predicted, "predicted_over_measured": ratio}
         if prompts is not None:
@@ -75,10 +75,11 @@ def _paths(drawer: Drawer, tally: Tally) -> list[Schedule]:
     return [by_name[name] for name in tally.rungs] or [schedule]
 
 
-def _predicted(costs: CostTable, drawer: Drawer, tally: Tally) -> float | None:
-    """Mean milliseconds of the images by the cost table; None, told on stderr, where it lacks a point."""
+def predicted_ms(costs: CostTable, drawer: Drawer, tally: Tally) -> float | None:
+    """Median milliseconds of the timed images by the cost table; None, told on stderr, where it lacks a point."""
     try:
-        return round(statistics.fmean(costs.predict(path) for path in _paths(drawer, tally)), 1)
+        timed = _paths(drawer, tally)[: len(tally.latency_ms)]
+        return round(statistics.median(costs.predict(path) for path in timed), 1)
     except CostError as problem:
         print(f"{drawer.engine.manifest.policy}: no prediction: {problem}", file=sys.stderr)
         return None

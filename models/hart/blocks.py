@@ -13,7 +13,8 @@ from torch.nn import functional as F
 from ...plugins.flash_attention_entropy import flash_attention_entropy
 from ...profiles.hart import HartConfig
 from ..layers import Linear, RMSNorm, rows_linear
-from .rope import Rope, rotate
+from ..state import Rope
+from .rope import rotate
 
 ATTENTION_SCALE = 0.25
 """Over the root of the head width, where others take 1."""

@@ -11,11 +11,9 @@ import torch
 from torch import Tensor
 
 from ...profiles.geometry import Size
+from ..state import Rope
 
 BASE = 10000.0
-
-Rope = tuple[Tensor, Tensor]
-"""Cosines and sines, each `[R, 1, N, D]`."""
 
 
 def frequencies(count: int) -> Tensor:

@@ -18,14 +18,14 @@ from ...profiles.hart import HartSampling, ramp
 from ...profiles.model import ModelProfile
 from ...profiles.plan import ScalePlan
 from ..guidance import guide, mix
-from ..infinity.select import gather_tokens, scatter_tokens
-from ..state import Attended, Branch, Past, Shape, State
+from ..select import gather_tokens, scatter_tokens
+from ..state import Attended, Branch, Past, Rope, Shape, State
 from ..step import ScaleStep
 from ..vq.quantizer import Quantizer, TokensOf, phi_index
 from ..vq.sampling import draw, soft_codes, truncate
 from .blocks import Block
 from .embedding import sinusoid
-from .rope import Rope, frequencies, grid_positions, image_rope, text_rope
+from .rope import frequencies, grid_positions, image_rope, text_rope
 from .transformer import Hart
 
 

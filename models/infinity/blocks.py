@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from ...plugins.flash_attention_entropy import flash_attention_entropy
 from ...profiles.infinity import TransformerConfig
 from ..layers import Linear, modulate, rows_linear
-from .rope import Rope, rotate
+from ..state import Rope
+from .rope import rotate
 
 MAX_SCALE_MUL = math.log(100)
 MLP_MULTIPLE = 256

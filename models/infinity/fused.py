@@ -23,9 +23,8 @@ from ...plugins.token_select import select_with_slots, slots_of
 from ...profiles.model import ModelProfile
 from ...profiles.plan import ScalePlan
 from ..generate import Noise, run_scales
-from ..state import State
+from ..state import Rope, State
 from .blocks import MAX_SCALE_MUL, Block
-from .rope import Rope
 from .step import ScaleStep
 from .transformer import Infinity
 from .workspace import GAMMA1, GAMMA2, SCALE2, SHIFT2, Arena, Workspace

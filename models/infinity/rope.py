@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...profiles.geometry import Size
+from ..state import Rope
 
 
 def positions(count: int, reference: int) -> Tensor:
@@ -37,10 +38,6 @@ def rope_table(size: Size, reference: Size, head_width: int) -> Tensor:
         h * w, half
     )
     return torch.stack([angles.cos(), angles.sin()])
-
-
-Rope = tuple[Tensor, Tensor]
-"""Cosines and sines, each `[N, D / 2]`, or `[R, 1, N, D / 2]` where each row has its own tokens."""
 
 
 def rotate(x: Tensor, rope: Rope) -> Tensor:

@@ -17,11 +17,12 @@ from ...profiles.model import ModelProfile
 from ...profiles.plan import ScalePlan
 from .. import step as base
 from ..guidance import guide, mix
-from ..state import Attended, Branch, Past, Shape, State, narrow_rows
+from ..resize import resize
+from ..select import gather_tokens, scatter_tokens
+from ..state import Attended, Branch, Past, Rope, Shape, State, narrow_rows
 from .blocks import Block
-from .quantizer import bit_probability, bits_to_code, latent_size, resize, tokens_of
-from .rope import Rope, rope_table
-from .select import gather_tokens, scatter_tokens
+from .quantizer import bit_probability, bits_to_code, latent_size, tokens_of
+from .rope import rope_table
 from .transformer import Infinity
 
 __all__ = ["ScaleStep", "State", "narrow_rows"]

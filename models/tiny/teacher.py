@@ -17,10 +17,12 @@ from torch.nn import functional as F
 from ...profiles.geometry import Size, rope_reference
 from ...profiles.model import ModelProfile
 from ..infinity.blocks import Block
-from ..infinity.quantizer import bits_to_code, resize, tokens_of
-from ..infinity.rope import Rope, rope_table
+from ..infinity.quantizer import bits_to_code, tokens_of
+from ..infinity.rope import rope_table
 from ..infinity.transformer import Infinity
 from ..layers import modulate
+from ..resize import resize
+from ..state import Rope
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 

@@ -15,9 +15,8 @@ from ...profiles.model import ModelProfile
 from ...profiles.plan import ScalePlan
 from ...profiles.var import VarSampling
 from ..guidance import guide
-from ..infinity.rope import Rope
-from ..infinity.select import gather_tokens, scatter_tokens
-from ..state import Attended, Branch, Past, Shape, State
+from ..select import gather_tokens, scatter_tokens
+from ..state import Attended, Branch, Past, Rope, Shape, State
 from ..step import ScaleStep
 from ..vq.quantizer import Quantizer, TokensOf, phi_index
 from ..vq.sampling import draw, soft_codes, truncate

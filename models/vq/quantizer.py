@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ...profiles.geometry import Size
 from ...profiles.vq import VqConfig
-from ..infinity.quantizer import AreaResize
+from ..resize import AreaResize
 
 PHIS = 4
 PHI_SHARE = 0.5

@@ -8,17 +8,19 @@ import random
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 from made_costs import made_table
 from PIL import Image
 from small_model import write_profile
+from small_rungs import with_rungs
 from toprovar.benchmarks.evaluate import clip, geneval
 from toprovar.benchmarks.evaluate.cli import main as evaluate
-from toprovar.benchmarks.evaluate.drawing import Drawer, Job, jobs_of, tally
+from toprovar.benchmarks.evaluate.drawing import Drawer, Job, Tally, jobs_of, tally
 from toprovar.benchmarks.evaluate.scenes import paired
+from toprovar.benchmarks.evaluate.summary import predicted_ms
 from toprovar.compile.cli import main as build_engine
 from toprovar.profiles.errors import ToprovarError
 from toprovar.profiles.fidelity import psnr, squared_error, ssim
@@ -61,6 +63,15 @@ def test_fidelity_is_that_of_the_images(work: Path, capsys: pytest.CaptureFixtur
     predicted = made_table().predict(drawers[1].engine.schedule)
     assert own["predicted_ms"] == pytest.approx(predicted, abs=0.1)
     assert "predicted ms" in capsys.readouterr().out
+
+
+def test_prediction_of_mixed_paths_is_the_median_of_those_timed() -> None:
+    """Red before: the mean of all images stood beside the median of the timed ones."""
+    schedule, costs = with_rungs("detail"), made_table()
+    drawer = SimpleNamespace(engine=SimpleNamespace(schedule=schedule))
+    tally = Tally(latency_ms=[3.0, 1.0, 3.0], rungs=["whole", "short", "whole", "short", "short", "short"])
+    assert predicted_ms(costs, drawer, tally) == round(costs.predict(schedule.paths[0]), 1)  # type: ignore[arg-type]
+    assert costs.predict(schedule.paths[0]) > costs.predict(schedule.paths[2]) + 1
 
 
 def test_a_point_that_no_cost_table_has_leaves_the_prediction_out(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

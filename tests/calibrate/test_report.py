@@ -18,7 +18,7 @@ from toprovar.calibrate.figures import kept_shares
 from toprovar.calibrate.policy import toprovar_schedule
 from toprovar.calibrate.report import write_report
 from toprovar.calibrate.search.front_page import front_table
-from toprovar.models.infinity.select import select_tokens
+from toprovar.models.select import select_tokens
 from toprovar.profiles.baselines import baseline, dense
 from toprovar.profiles.errors import MeasurementError, ScheduleError
 from toprovar.profiles.model import load_profile

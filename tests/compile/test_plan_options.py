@@ -31,6 +31,14 @@ from toprovar.profiles.schedule import TokenRule
 
 REFUSED = [
     (["--target", "onnx", "--precision", "bf16"], "ONNX Runtime has no bf16 kernels"),
+    (
+        ["--target", "onnx", "--resume", "--opt-level", "5"],
+        "--opt-level, --resume: only plans of tensorrt and tensorrt-rtx",
+    ),
+    (
+        ["--target", "cuda", "--max-batch", "8"],
+        "--max-batch: only plans of tensorrt and tensorrt-rtx have this",
+    ),
     (["--target", "tensorrt-rtx", "--opt-level", "6"], "--opt-level 6: expected 0 to 5"),
     (["--target", "tensorrt-rtx", "--max-batch", "0"], "--max-batch 0: expected 1 to 64"),
     (["--target", "tensorrt-rtx", "--max-text", "99"], "gives at most 16 tokens"),

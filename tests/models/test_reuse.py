@@ -10,8 +10,8 @@ from matrix_cases import FAMILIES, Case, model_of
 from reuse_cases import reusing
 from toprovar.models.family import build_steps, family_of
 from toprovar.models.generate import image_noise, run_scales
-from toprovar.models.infinity.quantizer import resize
 from toprovar.models.load import LoadedModel
+from toprovar.models.resize import resize
 from toprovar.models.state import State, narrow_rows
 from toprovar.profiles.baselines import baseline, dense
 from toprovar.profiles.plan import ScalePlan, plan_scales

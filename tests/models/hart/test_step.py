@@ -11,7 +11,7 @@ from hart_model import condition, draw, loaded, small_model, small_profile, with
 from toprovar.models.family import build_steps
 from toprovar.models.hart.noise import scale_noise
 from toprovar.models.hart.transformer import Hart, text_positions
-from toprovar.models.infinity.quantizer import resize
+from toprovar.models.resize import resize
 from toprovar.models.state import narrow_rows
 from toprovar.models.vq.vae import VqVae
 from toprovar.profiles.baselines import baseline, dense

@@ -11,9 +11,10 @@ import torch
 from small_model import PROMPTS, small_model, small_profile
 from toprovar.models.infinity.blocks import Block
 from toprovar.models.infinity.generate import build_steps, generate
-from toprovar.models.infinity.quantizer import AreaResize, bits_to_code, resize
+from toprovar.models.infinity.quantizer import bits_to_code
 from toprovar.models.infinity.step import ScaleStep
 from toprovar.models.noise import image_noise
+from toprovar.models.resize import AreaResize, resize
 from toprovar.profiles.baselines import baseline, dense
 from toprovar.profiles.geometry import budgets, templates
 from toprovar.profiles.model import ModelProfile

@@ -9,7 +9,7 @@ import torch
 from small_var import CLASSES, small_var, small_var_profile
 from toprovar.models.family import build_steps, noise_of
 from toprovar.models.generate import generate, image_noise
-from toprovar.models.infinity.quantizer import resize
+from toprovar.models.resize import resize
 from toprovar.profiles.baselines import baseline, dense
 from toprovar.profiles.errors import ProfileError, PromptError
 from toprovar.profiles.plan import ScalePlan

@@ -7,10 +7,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from ...plugins import token_select as rows
-from ...profiles.geometry import Size
-from .quantizer import resize
-from .rope import Rope
+from ..plugins import token_select as rows
+from ..profiles.geometry import Size
+from .resize import resize
+from .state import Rope
 
 
 def select_tokens(
