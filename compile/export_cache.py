@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -15,14 +15,19 @@ from .weight_store import CONSTANTS, WeightStore
 
 Kept = tuple[Exported, dict[str, Tensor]]
 """A graph, and the constants that it points to; weights are in every store, and one model's copy is not kept for another's."""
-_kept: ContextVar[dict[Hashable, Kept] | None] = ContextVar("kept", default=None)
+Graphs = MutableMapping[Hashable, Kept]
+_kept: ContextVar[Graphs | None] = ContextVar("kept", default=None)
 
 
 @contextmanager
-def reusing_graphs() -> Iterator[None]:
-    """Within it, and within others inside it, a graph of the same weights and profile is exported once."""
+def reusing_graphs(kept: Graphs | None = None) -> Iterator[None]:
+    """Within it, and within others inside it, a graph of the same weights and profile is exported once.
+
+    Args:
+        kept: Where graphs are; None is memory, or what a `reusing_graphs` around this one has.
+    """
     outer = _kept.get()
-    token = _kept.set({} if outer is None else outer)
+    token = _kept.set(kept if kept is not None else {} if outer is None else outer)
     try:
         yield
     finally:

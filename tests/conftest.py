@@ -1,4 +1,4 @@
-"""Shared fixtures: one thread a worker, graphs exported once a worker, and where the repository is."""
+"""Shared fixtures: one thread a worker, graphs exported once a run, and where the repository is."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from shared_graphs import SharedGraphs
 from toprovar.compile.export_cache import reusing_graphs
 
 ROOT = Path(__file__).parent.parent
@@ -21,9 +22,11 @@ def _threads() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _exported_once() -> Iterator[None]:
+def _exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Exporting takes most of the tests' time, and most of their bundles share most of their graphs."""
-    with reusing_graphs():
+    folder = tmp_path_factory.getbasetemp()
+    # a worker's folder is in the run's
+    with reusing_graphs(SharedGraphs((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "graphs")):
         yield
 
 

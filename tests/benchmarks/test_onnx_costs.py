@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-from small_model import small_profile, write_profile
+from small_model import small_profile
+from small_var import small_var_profile, write_var_profile
 from toprovar.benchmarks import onnx_costs
 from toprovar.benchmarks.evaluate.cli import main as evaluate
 from toprovar.benchmarks.onnx_costs import GUIDED, HALF, WHOLE, main, probes, runs, times_of
@@ -56,18 +57,18 @@ def test_noise_makes_nothing_negative() -> None:
 def test_command_writes_a_table_that_prices_every_policy(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # fewer graphs: exporting them is what takes the time
+    # few graphs: exporting them is what takes the time
     monkeypatch.setattr(onnx_costs, "SHARES", (0.1,))
-    monkeypatch.setattr(onnx_costs, "PRUNED_TOKENS_MIN", 200)
-    profile, path = small_profile(), tmp_path / "costs.json"
-    command = ["--model", str(write_profile(tmp_path / "small.yaml")), "--weights", "random", "--rounds", "2"]
+    grids, path = (1, 3, 6), tmp_path / "costs.json"
+    profile, file = small_var_profile(patch_nums=grids), write_var_profile(tmp_path / "small.yaml", patch_nums=grids)
+    command = ["--model", str(file), "--weights", "random", "--rounds", "2"]
     assert main([*command, "--threads", "1", "--save-costs", str(path)]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     table = CostTable.load(path)
     assert told["dense_ms"] == pytest.approx(table.predict(dense(profile)), abs=0.01)
-    assert (table.model, table.target, table.batch, table.notes["rounds"]) == ("small", "onnx", 1, 2)
+    assert (table.model, table.target, table.batch, table.notes["rounds"]) == ("small-var", "onnx", 1, 2)
     count = len(profile.sizes)
-    for schedule in (baseline("skip-1", profile), baseline("noguide-2", profile)):
+    for schedule in (baseline("skip-1", profile), baseline("noguide-1", profile)):
         assert table.predict(schedule) > table.fixed_ms
     for share in (0.75, 0.15):
         for fill in ("hold", "cache"):

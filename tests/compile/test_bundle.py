@@ -94,21 +94,6 @@ def test_batches_and_lengths_are_free(bundles: dict[str, Path], batch: int) -> N
     np.testing.assert_allclose(ours, torch_image(SCHEDULES["everything"], prompts, seeds), rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("ratio", "cfg", "batch"),
-    [(1.75, 1.0, 2), (0.8, 3.0, 1)],
-    ids=["1.75-unguided", "0.8-guided"],
-)
-def test_fastvar_on_onnx_runtime(tmp_path: Path, ratio: float, cfg: float, batch: int) -> None:
-    """Every shape of image, with guidance and without: the tokens that torch chooses, branch by branch and row by row."""
-    profile = replace(small_profile(), aspect_ratio=ratio).with_options(cfg=cfg)
-    model, schedule = replace(small_model(), profile=profile), baseline("fastvar", profile)
-    build_bundle(model, schedule, tmp_path / "engine", TEXT, lambda _: None)
-    prompts, seeds = PROMPTS[:batch], SEEDS[:batch]
-    ours = engine_image(tmp_path / "engine", prompts, seeds)
-    np.testing.assert_allclose(ours, torch_image(schedule, prompts, seeds, model), rtol=0, atol=1e-3)
-
-
 def test_schedule_that_removes_nothing_is_the_dense_engine(bundles: dict[str, Path], tmp_path: Path) -> None:
     base = dense(small_profile())
     rules = (*base.scales[:-1], replace(base.scales[-1], tokens=TokenRule(kept=(256, 256))))
@@ -126,12 +111,6 @@ def test_no_state_from_one_request_to_the_next(bundles: dict[str, Path]) -> None
     image = engine.generate(first.text, first.lengths, [3]).pixels
     engine.generate(other.text, other.lengths, [9])
     assert np.array_equal(engine.generate(first.text, first.lengths, [3]).pixels, image)
-
-
-def test_two_builds_are_the_same_bytes(bundles: dict[str, Path], tmp_path: Path) -> None:
-    build_bundle(small_model(), SCHEDULES["skip-1"], tmp_path / "again", TEXT, lambda _: None)
-    for path in sorted(bundles["skip-1"].iterdir()):
-        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes(), path.name
 
 
 def test_weights_are_stored_once_and_graphs_are_small(bundles: dict[str, Path]) -> None:

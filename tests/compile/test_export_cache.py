@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from small_var import small_var_profile
-from toprovar.compile import bundle, export_cache
+from toprovar.compile import bundle
 from toprovar.compile.export_cache import exported_once, reusing_graphs
 from toprovar.compile.graphs import Exported
 from toprovar.compile.weight_store import WeightStore
 from toprovar.models.load import LoadedModel, WeightOptions, load_model
 from toprovar.profiles.baselines import baseline
 from toprovar.profiles.manifest import sha256_of
-
-
-@pytest.fixture(autouse=True)
-def _apart() -> Iterator[None]:
-    """Without the graphs that all other tests share."""
-    token = export_cache._kept.set(None)
-    yield
-    export_cache._kept.reset(token)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +27,12 @@ def digests(model: LoadedModel, policy: str, out: Path) -> dict[str, str]:
     return {path.name: sha256_of(path) for path in out.iterdir()}
 
 
-def test_shared_graphs_are_exported_once_and_bundles_keep_their_bytes(
+def test_two_builds_are_the_same_bytes_and_shared_graphs_are_exported_once(
     model: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported: list[int] = []
-    apart = digests(model, "skip-1", tmp_path / "apart")
+    with reusing_graphs({}):
+        apart = digests(model, "skip-1", tmp_path / "apart")
     export = bundle.export_scale
 
     def counted(step: Any, store: Any) -> Any:
@@ -48,15 +40,15 @@ def test_shared_graphs_are_exported_once_and_bundles_keep_their_bytes(
         return export(step, store)
 
     monkeypatch.setattr(bundle, "export_scale", counted)
-    with reusing_graphs():
+    with reusing_graphs({}):
         digests(model, "dense", tmp_path / "first")
         assert digests(model, "skip-1", tmp_path / "second") == apart
-    # the scale before the one that is left out keeps no keys, so it is another graph
+    # each once; the scale before the one that is left out keeps no keys, so it is another graph
     scales = len(model.profile.sizes)
     assert exported == [*range(scales), scales - 2]
 
 
-def test_graphs_of_other_weights_and_of_no_block_are_made_anew(model: LoadedModel) -> None:
+def test_graphs_of_other_weights_and_of_another_block_are_made_anew(model: LoadedModel) -> None:
     made, store = [], WeightStore()
 
     def export() -> Exported:
@@ -64,12 +56,13 @@ def test_graphs_of_other_weights_and_of_no_block_are_made_anew(model: LoadedMode
         return made[-1]
 
     other = replace(model, digests={"transformer": "other"})
-    with reusing_graphs():
+    with reusing_graphs({}):
         for one in (model, model, other, model):
             exported_once(one, "condition", store, export)
         assert len(made) == 2
         # a caller may change what it gets
         exported_once(model, "condition", store, export).proto.append("placed")
         assert exported_once(model, "condition", store, export).proto == []
-    exported_once(model, "condition", store, export)
+    with reusing_graphs({}):
+        exported_once(model, "condition", store, export)
     assert len(made) == 3

@@ -37,7 +37,7 @@ def _made(shared_modulation: bool) -> LoadedModel:
     return load_model(small_var_profile(shared_modulation=shared_modulation), WeightOptions(weights="random"))
 
 
-def write_var_profile(path: Path) -> Path:
+def write_var_profile(path: Path, **transformer: object) -> Path:
     """The small profile as a user's file."""
-    path.write_text(yaml.safe_dump({"format": 1, **small_var_profile().to_dict()}))
+    path.write_text(yaml.safe_dump({"format": 1, **small_var_profile(**transformer).to_dict()}))
     return path
