@@ -49,7 +49,7 @@ bindings: .venv/ready
 	done
 
 test: check bindings
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf .venv $(DEMO) build dist *.egg-info

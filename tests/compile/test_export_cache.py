@@ -19,7 +19,7 @@ from toprovar.profiles.manifest import sha256_of
 
 @pytest.fixture(scope="module")
 def model() -> LoadedModel:
-    return load_model(small_var_profile(depth=1, patch_nums=(1, 2, 3)), WeightOptions(weights="random"))
+    return load_model(small_var_profile(depth=1, patch_nums=(1, 2)), WeightOptions(weights="random"))
 
 
 def digests(model: LoadedModel, policy: str, out: Path) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Family x policy x aspect x guidance x batch on the `onnx` target: ONNX Runtime equals torch, and no state survives.
 
-Every family meets every policy with guidance and without on its square. Where a family draws other shapes, upright images
-meet the policies with guidance, and wide ones those that need none without; each leaves out what `matrix_cases` names. On each
+Every family meets every policy with guidance on its square, and without it those that need none: VAR and HART on squares too,
+Infinity on wide images; its upright ones have guidance. Other shapes meet the policies that `matrix_cases` names. On each
 bundle batches of 1, 2 and 4 run, and the first request once more after others. Some bundles run as plans too, in the stand-in
 of TensorRT: the same images, bit for bit.
 """

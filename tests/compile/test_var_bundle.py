@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
-from small_var import small_var, small_var_profile
+from small_var import small_var_profile
 from toprovar.compile.bundle import build_bundle
 from toprovar.models.family import build_steps
 from toprovar.models.generate import generate, image_noise
-from toprovar.profiles.baselines import baseline, dense
+from toprovar.models.load import WeightOptions, load_model
+from toprovar.profiles.baselines import dense
+from toprovar.profiles.model import ModelProfile
 from toprovar.profiles.schedule import Schedule, TokenRule
 from toprovar.runtime.engine import Engine
 from toprovar.runtime.text import TextSource
@@ -20,23 +21,20 @@ from toprovar.runtime.text import TextSource
 PROMPTS, SEEDS = ("3", "7"), (11, 12)
 
 
-def everything() -> Schedule:
+def everything(profile: ModelProfile) -> Schedule:
     """All four dimensions: a scale left out, guidance dropped, a layer skipped, tokens held and taken from an earlier scale."""
-    base = dense(small_var_profile())
+    base = dense(profile)
     rules = list(base.scales)
     rules[1] = replace(rules[1], run=False)
-    rules[2] = replace(rules[2], skip_layers=(0,))
-    rules[4] = replace(rules[4], tokens=TokenRule(kept=(20, 36), fill="cache", cache_scale=3))
-    rules[5] = replace(rules[5], guidance=False, tokens=TokenRule(kept=(40, 40)))
+    rules[2] = replace(rules[2], skip_layers=(1,))
+    rules[3] = replace(rules[3], tokens=TokenRule(kept=(10, 16), fill="cache", cache_scale=2))
+    rules[4] = replace(rules[4], guidance=False, tokens=TokenRule(kept=(30, 30)))
     return replace(base, policy="everything", scales=tuple(rules), entropy_layer=1)
 
 
-SCHEDULES = {"skip-2": baseline("skip-2", small_var_profile()), "everything": everything()}
-
-
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_engine_draws_the_images_of_torch(name: str, tmp_path: Path) -> None:
-    schedule, model = SCHEDULES[name], small_var()
+def test_engine_draws_the_images_of_torch(tmp_path: Path) -> None:
+    model = load_model(small_var_profile(patch_nums=(1, 2, 3, 4, 6)), WeightOptions(weights="random"))
+    schedule = everything(model.profile)
     build_bundle(model, schedule, tmp_path / "engine", model.text_source, lambda _: None)
     engine = Engine(tmp_path / "engine", threads=1)
     text = TextSource(engine).encode(PROMPTS)
