@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -168,11 +169,24 @@ def test_front_and_choice() -> None:
         choose(best[2:], Target(psnr_db=35.0))
 
 
-def test_two_searches_choose_the_same(tmp_path: Path) -> None:
-    found = [auto_schedule(small_model(), PROMPTS[:3], 1, tmp_path / str(i), Target(speedup=1.6)) for i in range(2)]
-    assert found[0] == found[1]
-    told = found[0].provenance["auto"]
-    assert told["prompts"] == {"searched": 2, "held_out": 1}
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Schedule]:
+    """A finished search: its folder, and what it chose."""
+    folder = tmp_path_factory.mktemp("searched")
+    return folder, auto_schedule(small_model(), PROMPTS[:2], 0, folder, Target(speedup=1.6))
+
+
+@pytest.fixture
+def trials(searched: tuple[Path, Schedule], tmp_path: Path) -> Path:
+    """A folder with the trials of that search, where another one goes on."""
+    return Path(shutil.copytree(searched[0], tmp_path / "trials"))
+
+
+def test_two_searches_choose_the_same(searched: tuple[Path, Schedule], tmp_path: Path) -> None:
+    found = searched[1]
+    assert auto_schedule(small_model(), PROMPTS[:2], 0, tmp_path, Target(speedup=1.6)) == found
+    told = found.provenance["auto"]
+    assert told["prompts"] == {"searched": 1, "held_out": 1}
     assert told["chosen"]["speedup"] >= 1.6
     assert told["chosen"]["psnr_db"] >= told["best_product"]["psnr_db"]
 
@@ -182,11 +196,11 @@ def test_too_few_prompts_are_refused(tmp_path: Path) -> None:
         auto_schedule(small_model(), PROMPTS[:1], 1, tmp_path, Target(speedup=2))
 
 
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command(trials: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("\n".join(PROMPTS[:2]))
     common = ["--model", str(write_profile(tmp_path / "small.yaml")), "--weights", "random", "--prompts", str(prompts)]
-    out = tmp_path / "out"
+    out = trials
     assert calibrate([*common, "--policy", "auto", "--min-psnr", "20", "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert "on 1 held-out prompt\n" in text
@@ -204,26 +218,26 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert message in capsys.readouterr().err
 
 
-def test_latency_is_the_price_where_costs_are_given(tmp_path: Path) -> None:
+def test_latency_is_the_price_where_costs_are_given(trials: Path) -> None:
     """The chosen schedule keeps the target by the table, decoder and conditioning included, and the report says so."""
     costs = made_table()
     whole = costs.predict(dense(PROFILE))
-    found = auto_schedule(small_model(), PROMPTS[:3], 1, tmp_path, Target(latency_ms=0.75 * whole), None, costs)
+    found = auto_schedule(small_model(), PROMPTS[:2], 0, trials, Target(latency_ms=0.75 * whole), None, costs)
     told = found.provenance["auto"]
     assert costs.predict(found) <= 0.75 * whole
     assert told["chosen"]["latency_ms"] == pytest.approx(costs.predict(found), abs=0.3)
     assert told["chosen"]["speedup"] == pytest.approx(whole / costs.predict(found), abs=1e-3)
     assert told["costs"]["dense_ms"] == pytest.approx(whole, abs=1e-3)
-    by_speedup = auto_schedule(small_model(), PROMPTS[:3], 1, tmp_path, Target(speedup=4 / 3), None, costs)
+    by_speedup = auto_schedule(small_model(), PROMPTS[:2], 0, trials, Target(speedup=4 / 3), None, costs)
     assert by_speedup.digest() == found.digest()
 
 
-def test_targets_that_cannot_be_met_name_the_nearest(tmp_path: Path) -> None:
+def test_targets_that_cannot_be_met_name_the_nearest(trials: Path) -> None:
     costs, whole = made_table(), made_table().predict(dense(PROFILE))
     with pytest.raises(ScheduleError, match=r"conditioning \(3.0 ms\) and decoder \(20.0 ms\) alone take 23 ms on onnx"):
-        auto_schedule(small_model(), PROMPTS[:2], 1, tmp_path, Target(latency_ms=22), None, costs)
+        auto_schedule(small_model(), PROMPTS[:2], 0, trials, Target(latency_ms=22), None, costs)
     with pytest.raises(ScheduleError, match=r"target latency 24 ms: .* run again with --target-latency-ms \d+ or more"):
-        auto_schedule(small_model(), PROMPTS[:2], 1, tmp_path, Target(latency_ms=24), None, costs)
+        auto_schedule(small_model(), PROMPTS[:2], 0, trials, Target(latency_ms=24), None, costs)
     fast = [point(2.0, 9.0)]
     assert choose(fast, Target(latency_ms=whole / 2), whole).speedup == 2.0
     with pytest.raises(ScheduleError, match=f"takes {whole / 2:.0f} ms .2.00x. at 38.6 dB"):
@@ -231,7 +245,7 @@ def test_targets_that_cannot_be_met_name_the_nearest(tmp_path: Path) -> None:
 
 
 def test_ssim_is_a_target(tmp_path: Path) -> None:
-    found = auto_schedule(small_model(), PROMPTS[:2], 1, tmp_path, Target(ssim=0.9)).provenance["auto"]
+    found = auto_schedule(small_model(), PROMPTS[:2], 0, tmp_path, Target(ssim=0.9)).provenance["auto"]
     assert found["chosen"]["ssim"] >= 0.9
     values = [p["ssim"] for p in found["front"]]
     assert values == sorted(values, reverse=True)
@@ -242,7 +256,7 @@ def test_ssim_is_a_target(tmp_path: Path) -> None:
 
 def test_fewer_dimensions_change_less(tmp_path: Path) -> None:
     """What a search may not touch stays dense in everything it ran."""
-    trials = Trials(small_model(), SEEDED, "key", tmp_path / "trials.json")
+    trials = Trials(small_model(), SEEDED[:1], "key", tmp_path / "trials.json")
     for name, kept in {"guidance": lambda p: p.runs == COUNT and not p.changes, "token": lambda p: p.runs == p.guided}.items():
         search = Search(trials, Price(PROFILE), dimensions=frozenset((name,)))
         search.run()
@@ -252,17 +266,17 @@ def test_fewer_dimensions_change_less(tmp_path: Path) -> None:
         assert not any(change.skipped for plan in plans for change in plan.changes.values())
 
 
-def test_latency_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_latency_flags(trials: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompts, costs = tmp_path / "prompts.txt", tmp_path / "costs.json"
     prompts.write_text("\n".join(PROMPTS[:2]))
     made_table().save(costs)
     common = ["--model", str(write_profile(tmp_path / "small.yaml")), "--weights", "random", "--prompts", str(prompts)]
-    common += ["--out", str(tmp_path / "out")]
+    common += ["--out", str(trials)]
     whole = made_table().predict(dense(PROFILE))
     auto = [*common, "--policy", "auto", "--costs", str(costs)]
     assert calibrate([*auto, "--target-latency-ms", f"{0.8 * whole:.1f}"]) == 0
     assert "ms predicted" in capsys.readouterr().out
-    assert "Speed is latency, predicted" in (tmp_path / "out" / "report.html").read_text()
+    assert "Speed is latency, predicted" in (trials / "report.html").read_text()
     other = replace(made_table(), model="tiny")
     other.save(tmp_path / "other.json")
     for options, message in (

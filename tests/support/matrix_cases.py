@@ -66,8 +66,11 @@ def cases() -> Iterator[Case]:
 
 
 def model_of(case: Case) -> LoadedModel:
-    """The family's small model at the case's aspect and guidance; the weights are shared."""
-    model = _made(case.family)
+    """The family's small model at the case's aspect and guidance; the weights are shared.
+
+    Two layers on squares with guidance; elsewhere one, since nothing that layers do to each other differs there.
+    """
+    model = _made(case.family, layers=2 if case.guided and case.aspect == 1 else 1)
     options = {"cfg": None if case.guided else UNGUIDED[case.family]}
     if len(ASPECTS[case.family]) > 1:
         options["aspect_ratio"] = case.aspect
@@ -85,26 +88,29 @@ def schedule_of(case: Case, profile: ModelProfile) -> Schedule:
 
 
 def _pruned(profile: ModelProfile, fill: str) -> Schedule:
-    """Half of the tokens of the last two scales, by entropy, in all layers or in the second one."""
-    base = replace(dense(profile), entropy_layer=1)
+    """Half of the tokens of the last two scales, by entropy, in all layers or in the last one."""
+    layers = profile.transformer.depth
+    base = replace(dense(profile), entropy_layer=layers - 1)
     rules = list(base.scales)
     for rule in rules[-2:]:
         half = rule.count // 2
-        kept = (half,) * base.layers if fill == "hold" else (rule.count, half)
+        kept = (half,) * layers if fill == "hold" else (*(rule.count,) * (layers - 1), half)
         cached = {"cache_scale": len(rules) - 3} if fill == "cache" else {}
         rules[rule.scale] = replace(rule, tokens=TokenRule(kept=kept, fill=fill, **cached))
     return replace(base, policy=f"entropy, {fill}", scales=tuple(rules))
 
 
-@lru_cache(maxsize=4)
-def _made(family: str) -> LoadedModel:
+@lru_cache(maxsize=8)
+def _made(family: str, layers: int) -> LoadedModel:
     if family == "infinity":
-        return small_model.small_model()
+        return small_model.small_model(layers)
     if family == "hart":
-        model = hart_model.loaded(hart_model.small_profile(), *hart_model.small_model())
+        profile = hart_model.small_profile({"depth": layers})
+        model = hart_model.loaded(profile, *hart_model.made(profile))
         return replace(model, text_source={"kind": "random", "seed": 0})
     # enough scales for every policy
-    profile = small_var.small_var_profile(patch_nums=(1, 2, 3, 4, 5, 6, 7, 8), shared_modulation=family == SHARED)
+    grids = (1, 2, 3, 4, 5, 6, 8)
+    profile = small_var.small_var_profile(depth=layers, patch_nums=grids, shared_modulation=family == SHARED)
     model = load_model(profile, WeightOptions(weights="random"))
     model = replace(model, digests={**model.digests, "scaled": "30"})
     with torch.no_grad():

@@ -17,17 +17,17 @@ from toprovar.profiles.schedule import Schedule, TokenRule
 PROMPTS = ("a red circle", "two blue stars", "a green square above a heart", "three rings", "a white cross", "a cup")
 
 
-def small_profile() -> ModelProfile:
+def small_profile(depth: int = 2) -> ModelProfile:
     """The tiny profile, smaller still, under its own name."""
     tiny = load_profile("tiny")
-    transformer = replace(tiny.transformer, depth=2, width=64, heads=2, block_chunks=2)
+    transformer = replace(tiny.transformer, depth=depth, width=64, heads=2, block_chunks=depth)
     return replace(tiny, name="small", transformer=transformer, pixel_budget="0.06M")
 
 
-@lru_cache(maxsize=1)
-def small_model() -> LoadedModel:
+@lru_cache(maxsize=4)
+def small_model(depth: int = 2) -> LoadedModel:
     """One copy a process; nothing changes it."""
-    return load_model(small_profile(), WeightOptions(weights="random"))
+    return load_model(small_profile(depth), WeightOptions(weights="random"))
 
 
 def prompt_set(prompts: tuple[str, ...] = PROMPTS) -> PromptSet:
