@@ -32,7 +32,7 @@ from ..profiles.schedule import TokenRule
 from ..profiles.tables import table
 
 SHARES = (0.5, 0.1)
-"""Of a scale's tokens, beside all of them; fewer than the least are outside the table."""
+"""Of a scale's tokens, beside all of them; fewer than the least are priced as it."""
 PRUNED_TOKENS_MIN = 16
 """Smaller scales are timed whole only: no policy prunes them."""
 LAYERS_MAX = 8

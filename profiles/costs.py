@@ -135,7 +135,8 @@ class CostTable:
         """Milliseconds of one layer.
 
         Between measured points it is linear, first in tokens, then in cached keys. Fewer cached keys than were measured cost
-        what the fewest measured ones do, which errs to the slow side; anything else beyond the points is an error.
+        what the fewest measured ones do, and so do fewer tokens where at least two numbers of them were measured: both err to
+        the slow side. Anything else beyond the points is an error.
 
         Raises:
             CostError: The point lies outside what was measured; the message names it.
@@ -145,7 +146,7 @@ class CostTable:
             (keys, float(np.interp(tokens, curve[0], curve[1])))
             for keys, curve in sorted(curves.items())
             if curve[0][0] <= tokens <= curve[0][-1]
-        ]
+        ] or [(keys, curve[1][0]) for keys, curve in sorted(curves.items()) if tokens < curve[0][0] and len(curve[0]) > 1]
         if not at or past > at[-1][0]:
             raise CostError(
                 f"{self._name}: no measured point covers scale {scale}, {rows} rows an image, {tokens} tokens, {past} cached "

@@ -46,6 +46,9 @@ def test_straight_lines_between_points_and_the_fewest_keys_below_them() -> None:
     assert table.layer_ms(3, 1, 30, 150) == 6.0
     # fewer cached keys than any measured: as slow as the fewest
     assert table.layer_ms(3, 1, 30, 7) == 5.0
+    # fewer tokens than any measured: as slow as the fewest
+    assert table.layer_ms(3, 1, 9, 100) == 1.0
+    assert table.layer_ms(3, 1, 1, 150) == 3.0
     # the points at 200 keys do not reach 15 tokens, so nothing says what more than 100 keys cost there
     with pytest.raises(CostError, match="scale 3, 1 rows an image, 15 tokens, 101 cached keys"):
         table.layer_ms(3, 1, 15, 101)
@@ -56,7 +59,7 @@ def test_straight_lines_between_points_and_the_fewest_keys_below_them() -> None:
     [pytest.param(9, 100, 1, id="few"), pytest.param(21, 100, 1, id="many"), pytest.param(10, 100, 2, id="rows")],
 )
 def test_a_missing_point_is_named(tokens: int, past: int, rows: int) -> None:
-    points = tuple(LayerTime(scale=3, rows=1, tokens=t, past=100, ms=1.0) for t in (10, 20))
+    points = tuple(LayerTime(scale=3, rows=1, tokens=t, past=100, ms=1.0) for t in ((10,) if tokens < 10 else (10, 20)))
     table = replace(made_table(), layers=points)
     with pytest.raises(CostError, match=rf"small on onnx: no measured .* {rows} rows an image, {tokens} tokens, {past} cached"):
         table.layer_ms(3, rows, tokens, past)
