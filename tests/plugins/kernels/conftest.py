@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-_PLAIN = SimpleNamespace(params={})
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The interpreter is slow and does not compute in bf16 as a GPU does: fp16 stands for both."""
-    if not INTERPRETED:
-        return
-    gone = [item for item in items if torch.bfloat16 in getattr(item, "callspec", _PLAIN).params.values()]
-    config.hook.pytest_deselected(items=gone)
-    items[:] = [item for item in items if item not in gone]
 
 
 @pytest.fixture
