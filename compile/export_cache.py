@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Hashable, Iterator, MutableMapping
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -15,7 +15,7 @@ from .weight_store import CONSTANTS, WeightStore
 
 Kept = tuple[Exported, dict[str, Tensor]]
 """A graph, and the constants that it points to; weights are in every store, and one model's copy is not kept for another's."""
-Graphs = MutableMapping[Hashable, Kept]
+Graphs = dict[Hashable, Kept]
 _kept: ContextVar[Graphs | None] = ContextVar("kept", default=None)
 
 
@@ -26,8 +26,9 @@ def reusing_graphs(kept: Graphs | None = None) -> Iterator[None]:
     Args:
         kept: Where graphs are; None is memory, or what a `reusing_graphs` around this one has.
     """
-    outer = _kept.get()
-    token = _kept.set(kept if kept is not None else {} if outer is None else outer)
+    if kept is None:
+        kept = _kept.get()
+    token = _kept.set({} if kept is None else kept)
     try:
         yield
     finally:

@@ -9,7 +9,6 @@ of TensorRT: the same images, bit for bit.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,28 +16,13 @@ import torch
 from matrix_cases import PROMPTS, Case, cases, model_of, schedule_of
 from plan_bundles import as_plans, opened
 from toprovar.compile.bundle import build_bundle
-from toprovar.models.family import build_steps
-from toprovar.models.generate import generate, image_noise
-from toprovar.models.load import LoadedModel
-from toprovar.models.rungs import build_rungs, generate_rungs
 from toprovar.profiles.errors import ScheduleError
-from toprovar.profiles.schedule import Schedule
 from toprovar.runtime.engine import Engine
 from toprovar.runtime.text import TextSource
+from torch_images import torch_images
 
 SEEDS = (11, 12, 13, 14)
 TOLERANCE = 1e-3  # of pixels in [-1, 1]
-
-
-def torch_images(model: LoadedModel, schedule: Schedule, text: Any) -> np.ndarray[Any, Any]:
-    features, lengths = torch.from_numpy(text.text), torch.from_numpy(text.lengths)
-    noise = image_noise(model.profile, SEEDS)
-    with torch.inference_mode():
-        if schedule.rungs:
-            summed, _ = generate_rungs(build_rungs(model, schedule), features, lengths, noise)
-        else:
-            summed = generate(model.transformer, build_steps(model, schedule), features, lengths, noise)
-        return model.decoder(summed).clamp(-1, 1).numpy()  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("case", [case for case in cases() if not case.refused], ids=str)
@@ -48,7 +32,8 @@ def test_engine_draws_as_torch_in_every_batch(case: Case, tmp_path: Path) -> Non
     build_bundle(model, schedule, tmp_path / "engine", model.text_source, lambda _: None)
     engine, prompts = Engine(tmp_path / "engine", threads=1), PROMPTS[case.family]
     texts = TextSource(engine)
-    expected = torch_images(model, schedule, texts.encode(prompts))
+    whole = texts.encode(prompts)
+    expected = torch_images(model, schedule, torch.from_numpy(whole.text), torch.from_numpy(whole.lengths), SEEDS)
     height, width = model.profile.image_size
     assert expected.shape == (4, 3, height, width)
     first = None

@@ -10,10 +10,9 @@ import torch
 from matrix_cases import FAMILIES, PROMPTS, Case, model_of
 from reuse_cases import reusing
 from toprovar.compile.bundle import build_bundle
-from toprovar.models.family import build_steps
-from toprovar.models.generate import generate, image_noise
 from toprovar.runtime.engine import Engine
 from toprovar.runtime.text import TextSource
+from torch_images import torch_images
 
 SEEDS = (11, 12, 13, 14)
 TOLERANCE = 1e-3  # of pixels in [-1, 1]
@@ -28,8 +27,5 @@ def test_engine_draws_as_torch(family: str, tmp_path: Path) -> None:
     text = TextSource(engine).encode(PROMPTS[family])
     found = engine.generate(text.text, text.lengths, SEEDS).pixels
     features, lengths = torch.from_numpy(text.text), torch.from_numpy(text.lengths)
-    with torch.inference_mode():
-        noise = image_noise(model.profile, SEEDS)
-        summed = generate(model.transformer, build_steps(model, schedule), features, lengths, noise)
-        expected = model.decoder(summed).clamp(-1, 1).numpy()
+    expected = torch_images(model, schedule, features, lengths, SEEDS)
     np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)

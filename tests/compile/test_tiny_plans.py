@@ -6,18 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from plan_checks import check_precision, check_tensors, check_weights
 from toprovar.compile.cli import main as build_engine
-from toprovar.models.family import build_steps
-from toprovar.models.generate import generate, image_noise
 from toprovar.models.load import WeightOptions, load_model
 from toprovar.profiles.fidelity import psnr
-from toprovar.profiles.manifest import EngineManifest
+from toprovar.profiles.manifest import SCHEDULE, EngineManifest
 from toprovar.profiles.model import load_profile
 from toprovar.profiles.schedule import Schedule
 from toprovar.runtime.engine import Engine
 from toprovar.runtime.text import TextSource
+from torch_images import torch_images
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT-RTX is not installed (pip install tensorrt-rtx-cu13)")
 PROMPT, SEED = "a photo of a red star", 0
@@ -48,9 +46,5 @@ def test_the_same_graphs_draw_on_onnx_runtime_what_torch_draws(bundle: Path) -> 
     features = TextSource(engine).encode([PROMPT])
     ours = engine.generate(features.text, features.lengths, [SEED]).pixels
     text = model.text.encode_prompts([PROMPT])
-    steps = build_steps(model, Schedule.load(bundle / "schedule.yaml"))
-    with torch.inference_mode():
-        noise = image_noise(model.profile, [SEED])
-        summed = generate(model.transformer, steps, text.features, text.lengths, noise)
-        theirs = model.decoder(summed).clamp(-1, 1).numpy()
+    theirs = torch_images(model, Schedule.load(bundle / SCHEDULE), text.features, text.lengths, [SEED])
     assert psnr(float(np.square((ours - theirs) * 127.5).mean())) > PSNR_MIN

@@ -6,17 +6,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from small_var import small_var_profile
 from toprovar.compile.bundle import build_bundle
-from toprovar.models.family import build_steps
-from toprovar.models.generate import generate, image_noise
 from toprovar.models.load import WeightOptions, load_model
 from toprovar.profiles.baselines import dense
 from toprovar.profiles.model import ModelProfile
 from toprovar.profiles.schedule import Schedule, TokenRule
 from toprovar.runtime.engine import Engine
 from toprovar.runtime.text import TextSource
+from torch_images import torch_images
 
 PROMPTS, SEEDS = ("3", "7"), (11, 12)
 
@@ -40,15 +38,7 @@ def test_engine_draws_the_images_of_torch(tmp_path: Path) -> None:
     text = TextSource(engine).encode(PROMPTS)
     ours = engine.generate(text.text, text.lengths, SEEDS)
     features = model.text.encode_prompts(PROMPTS)
-    summed = generate(
-        model.transformer,
-        build_steps(model, schedule),
-        features.features,
-        features.lengths,
-        image_noise(model.profile, SEEDS),
-    )
-    with torch.inference_mode():
-        expected = model.decoder(summed).clamp(-1, 1).numpy()
+    expected = torch_images(model, schedule, features.features, features.lengths, SEEDS)
     np.testing.assert_allclose(ours.pixels, expected, rtol=0, atol=1e-4)
     alone = TextSource(engine).encode(PROMPTS[1:])
     np.testing.assert_allclose(engine.generate(alone.text, alone.lengths, SEEDS[1:]).pixels, ours.pixels[1:], rtol=0, atol=1e-4)
