@@ -52,6 +52,10 @@ class Family(Protocol):
         """All scales for a number of images, as a GPU runs them fastest; weights are shared, never copied."""
         ...
 
+    def ready_steps(self, model: LoadedModel, plans: Sequence[ScalePlan]) -> ImageSteps:
+        """All scales for one image, with nothing to compile or capture first: for schedules that are run a few times."""
+        ...
+
     def fast_decoder(self, decoder: Any) -> Callable[[Tensor], Tensor]:
         """The decoder as a GPU runs it fastest."""
         ...

@@ -12,12 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..profiles.plan import ScalePlan
 from .generate import Conditioned, Noise, run_scales
 from .state import State
 from .step import ScaleStep
 
 SHAPES_MOST = 128
 """Shapes that one block may be compiled for; every scale has its own, with and without some of its rows or tokens."""
+
+SHAPES_A_SCALE = 2
+"""Above, a scale's blocks are compiled for any shape: compiling takes seconds a shape."""
 
 
 class PlainSteps:
@@ -26,11 +30,12 @@ class PlainSteps:
     Args:
         transformer: Of the steps.
         steps: All scales; blocks of theirs are compiled where they run on a GPU, the modules stay as they are.
+        compiled: False compiles nothing.
     """
 
-    def __init__(self, transformer: Conditioned, steps: Sequence[ScaleStep]) -> None:
+    def __init__(self, transformer: Conditioned, steps: Sequence[ScaleStep], compiled: bool = True) -> None:
         self.transformer, self.steps = transformer, steps
-        if next(iter(steps[0].parameters())).is_cuda:
+        if compiled and next(iter(steps[0].parameters())).is_cuda:
             compile_blocks(steps)
 
     def begin(self, text: Tensor, lengths: Tensor) -> State:
@@ -47,8 +52,21 @@ class PlainSteps:
 
 
 def compile_blocks(steps: Sequence[ScaleStep], **options: Any) -> None:
-    """Let steps of one model run its blocks compiled: once a shape, since blocks of one shape share what was compiled."""
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, SHAPES_MOST)
-    compiled = [torch.compile(block, dynamic=False, **options) for block in steps[0].blocks()]
+    """Let steps of one model run its blocks compiled: once a shape, since blocks of one shape share what was compiled.
+
+    Where layers of a scale keep a number of tokens each, there may be a shape a layer: those share one of any shape.
+    """
+    config = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, SHAPES_MOST)
+    # scales of attention are no shapes
+    config.specialize_float = True
+    blocks = list(steps[0].blocks())
+    fixed, free = ([torch.compile(block, dynamic=dynamic, **options) for block in blocks] for dynamic in (False, True))
     for step in steps:
-        step.blocks = lambda: compiled  # type: ignore[method-assign]
+        found = fixed if shapes_of(step.plan) <= SHAPES_A_SCALE else free
+        step.blocks = lambda found=found: found  # type: ignore[method-assign, misc]
+
+
+def shapes_of(plan: ScalePlan) -> int:
+    """How many shapes the layers of a scale have: tokens that run, cached keys."""
+    return len({(plan.kept[layer], plan.past[layer]) for layer in plan.layers})

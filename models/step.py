@@ -14,6 +14,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..plugins.reused_tokens import put_back
+from ..plugins.token_select import slots_of
 from ..profiles.model import ModelProfile
 from ..profiles.plan import ScalePlan
 from .resize import AreaResize, resize
@@ -199,9 +201,8 @@ class ScaleStep(nn.Module, ABC):
         """One layer, on all tokens of x or on the kept ones only."""
         plan = self.plan
         pruned = kept is not None and not self.holds and plan.kept[layer] < plan.count
-        # ascending order keeps memory access ordered
-        index = kept[:, : plan.kept[layer]].sort(dim=-1).values if kept is not None and pruned else None
-        part, table = gather_tokens(x, index), gather_rope(rope, index)
+        index, table = self._of_layer(layer, kept, rope) if kept is not None and pruned else (None, rope)
+        part = x if index is None else self._gathered(x, index)
         past, reads_entropy = self._attended(layer, state)
         y, k, v, entropy = self.run_block(layer, block, part, table, past, reads_entropy, state)
         self._record(layer, k, v, entropy, kept if self.holds else index, state, out)
@@ -209,11 +210,31 @@ class ScaleStep(nn.Module, ABC):
             out[f"observed.update.{layer}"] = self.own_tokens((y - part).norm(dim=-1) / part.norm(dim=-1))
         if layer in plan.writes_delta:
             out[f"delta.{layer}"] = self._as_map(y - x)
-        if index is None:
-            return y
-        if layer in plan.delta_layers:
-            x = x + self._reused(layer, None, state)
-        return scatter_tokens(x, index, y)
+        return y if index is None else self._put_back(layer, x, index, y, state)
+
+    def _of_layer(self, layer: int, kept: Tensor, rope: Rope | None) -> tuple[Tensor, Rope | None]:
+        """Tokens `[R, n]` that run through a pruned layer, ascending, and their rotary table."""
+        # ascending order keeps memory access ordered
+        index = kept[:, : self.plan.kept[layer]].sort(dim=-1).values
+        return index, gather_rope(rope, index)
+
+    def _gathered(self, x: Tensor, index: Tensor) -> Tensor:
+        """Those tokens of the stream."""
+        return gather_tokens(x, index)
+
+    def _put_back(self, layer: int, x: Tensor, index: Tensor, y: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """The stream `[R, N, C]` after a layer that those at `index` ran; the others take its update of an earlier scale."""
+        if layer not in self.plan.delta_layers:
+            return scatter_tokens(x, index, y)
+        if x.is_cuda:
+            return self._put_back_fused(layer, x, slots_of(index, x.shape[1]), y, state)
+        return scatter_tokens(x + self._reused(layer, None, state), index, y)
+
+    def _put_back_fused(self, layer: int, x: Tensor, slots: Tensor, y: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        """The same in one kernel; `slots` `[R, N]` as of `slots_of`."""
+        # a map of the state is a view of tokens
+        cached = state[f"delta.{layer}"].flatten(2).transpose(1, 2)
+        return put_back(x, y, slots, cached, self.profile.sizes[self.plan.update_sources[layer]], self.plan.size)
 
     def _layer_by_branch(
         self, layer: int, block: Any, x: Tensor, rope: Rope | None, kept: Tensor | None, state: Mapping[str, Tensor], out: State

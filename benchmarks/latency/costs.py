@@ -1,8 +1,12 @@
-"""The cost table of the `cuda` target: one layer timed at every scale, with some of its tokens, with one row or two."""
+"""The cost table of the `cuda` target: one layer timed at every scale, with some of its tokens, with one row or two.
+
+A layer of some tokens is timed with what puts them back among the others; it runs the tokens of the layer before, as where
+all layers of a scale keep the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,10 +15,12 @@ from torch import Tensor
 from ...models.infinity.fused import FusedSteps
 from ...models.infinity.rope import rope_table
 from ...models.load import LoadedModel
+from ...plugins.reused_tokens import put_back
+from ...plugins.token_select import slots_of
 from ...profiles.baselines import dense
 from ...profiles.costs import CostTable, LayerTime, ScaleTime
 from ...profiles.errors import ToprovarError
-from ...profiles.geometry import rope_reference
+from ...profiles.geometry import Size, rope_reference
 from ...profiles.plan import ScalePlan, plan_scales
 from ...runtime.cuda_program import Captured
 from ..cuda_timing import machine
@@ -86,6 +92,7 @@ def _layers(
     x = torch.randn(rows * batch, tokens, config.width, device=like.device, dtype=like.dtype)
     table = rope_table(plan.size, rope_reference(steps.steps[0].profile.aspect_ratio), config.head_width).to(like.device)
     rope = (table[0, :tokens], table[1, :tokens])
+    put = _put_back(plan, steps.steps[0].profile.sizes, x) if tokens < plan.count else None
     blocks: list[Any] = list(steps.steps[0].blocks())[: config.depth : config.depth // LAYERS][:LAYERS]
     steps.workspace.plan = plan
 
@@ -97,5 +104,16 @@ def _layers(
             past = plan.past[place]
             _, every = steps.arena.place(place, plan.scale, len(x), past, 0)
             y = block(y, state["shared"], rope, text, (every[0], every[1]) if past else None, False)[0]
+            if put is not None:
+                put(y)
 
     return Captured(run).replay
+
+
+def _put_back(plan: ScalePlan, sizes: Sequence[Size], x: Tensor) -> Callable[[Tensor], object]:
+    """Puts tokens shaped as x back into a stream, the others by the update of the scale before."""
+    source, (rows, count, width) = sizes[plan.scale - 1], x.shape
+    stream, cached = (torch.randn(rows, n, width).to(x) for n in (plan.count, source[0] * source[1]))
+    order = torch.randperm(plan.count, generator=torch.Generator().manual_seed(0))[:count].sort().values
+    slots = slots_of(order.to(x.device).expand(rows, -1), plan.count)
+    return lambda part: put_back(stream, part, slots, cached, source, plan.size)

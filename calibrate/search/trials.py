@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...models.conv_vae import to_uint8
-from ...models.family import build_steps, family_of
+from ...models.family import family_of
 from ...models.generate import Noise, condition_rows, image_noise, run_scales
 from ...models.load import LoadedModel
 from ...models.state import State
-from ...models.step import ScaleStep
 from ...profiles.baselines import dense
 from ...profiles.fidelity import psnr, squared_error, ssim
-from ...profiles.plan import plan_scales
+from ...profiles.plan import ScalePlan, plan_scales
 from ...profiles.schedule import Schedule
 from ...profiles.strict import write_atomic
 
@@ -83,6 +82,8 @@ class Trials:
     ) -> None:
         self.model, self.prompts, self.key, self.store = model, tuple(prompts), key, store
         self.with_ssim = with_ssim
+        # a third of what a late change takes would be the plain decoder's
+        self.decode = family_of(model.profile).fast_decoder(model.decoder) if model.weight.is_cuda else model.decoder
         self.base = dense(model.profile)
         self.results: Results = _stored(store, key)
 
@@ -119,44 +120,49 @@ class Trials:
     @torch.inference_mode()
     def _run(self, prompt: str, seed: int, schedules: dict[str, Schedule]) -> dict[str, tuple[float, ...]]:
         """Squared error, and SSIM where asked, of each schedule on one prompt."""
+        rows = self._rows(prompt)
         states, noise = self.dense_states(prompt, seed)
         reference = self.image(states[-1]["summed"])
         found = {}
         for digest, schedule in schedules.items():
-            steps = self._steps(schedule)
+            plans = plan_scales(schedule)
             # the dense run keeps no outputs of branches: a scale whose outputs are read later runs again
-            cached = [step.plan.scale for step in steps if step.plan.writes_branches]
+            cached = [plan.scale for plan in plans if plan.writes_branches]
             first = min([first_change(self.base, schedule), *cached])
-            steps = tuple(step for step in steps if step.plan.scale >= first)
-            state = run_scales(steps, states[first], noise) if steps else states[first]
-            image = self.image(state["summed"])
+            image = self.image(self._end(tuple(plan for plan in plans if plan.scale >= first), rows, states[first], noise))
             found[digest] = (squared_error(image, reference), *([ssim(image, reference)] if self.with_ssim else []))
         return found
 
-    def _steps(self, schedule: Schedule) -> tuple[ScaleStep, ...]:
-        return build_steps(self.model, schedule)
+    def _end(self, plans: Sequence[ScalePlan], rows: tuple[Tensor, Tensor], state: State, noise: Noise) -> Tensor:
+        """Summed codes after the last scales of an image; as the state has them where none is left."""
+        if not plans:
+            return state["summed"]
+        return family_of(self.model.profile).ready_steps(self.model, plans).resume(*rows, state, noise)
 
     def dense_states(self, prompt: str, seed: int) -> tuple[list[State], Noise]:
         """The dense state before every scale and after the last; it also holds the map and updates of the scale before."""
-        model, profile = self.model, self.model.profile
-        weight = model.weight
-        text = model.text.encode_prompts([prompt])
-        noise = image_noise(profile, [seed], weight.device)
-        features, lengths = text.features.to(weight.device, weight.dtype), text.lengths.to(weight.device)
-        rows = condition_rows(model.transformer, features, lengths, self.base.guided)
-        state: State = model.transformer.initial_state(*rows)
-        states = [state]
-        for plan in plan_scales(self.base):
-            # what any schedule may read of an earlier scale is written by all of them
-            differs = plan.guidance and profile.sampling.guides_logits
-            full = replace(plan, writes_entropy=True, writes_delta=plan.layers, writes_difference=differs, last=False)
-            state = run_scales([family_of(profile).step(model, full)], state, noise)
-            states.append(state)
+        profile = self.model.profile
+        noise = image_noise(profile, [seed], self.model.weight.device)
+        steps = family_of(profile).ready_steps(self.model, [self._full(plan) for plan in plan_scales(self.base)])
+        states = [steps.begin(*self._rows(prompt))]
+        for step in steps.steps:
+            states.append(run_scales([step], states[-1], noise))
         return states, noise
+
+    def _rows(self, prompt: str) -> tuple[Tensor, Tensor]:
+        """Features and lengths of a prompt's rows."""
+        model, text = self.model, self.model.text.encode_prompts([prompt])
+        features, lengths = text.features.to(model.weight.device, model.weight.dtype), text.lengths.to(model.weight.device)
+        return condition_rows(model.transformer, features, lengths, self.base.guided)
+
+    def _full(self, plan: ScalePlan) -> ScalePlan:
+        """The dense scale that leaves whatever any schedule may read of it."""
+        differs = plan.guidance and self.model.profile.sampling.guides_logits
+        return replace(plan, writes_entropy=True, writes_delta=plan.layers, writes_difference=differs, last=False)
 
     def image(self, summed: Tensor) -> NDArray[np.float64]:
         """Summed codes `[1, d, H, W]` to an image `[h, w, 3]` of whole numbers, 0 to 255."""
-        return np.asarray(to_uint8(self.model.decoder(summed))[0].cpu().numpy(), dtype=np.float64)
+        return np.asarray(to_uint8(self.decode(summed).float())[0].cpu().numpy(), dtype=np.float64)
 
     def _save(self) -> None:
         if self.store is not None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from ...profiles.hart import HartConfig
 from ...profiles.plan import ScalePlan
 from ..load import LoadedModel
-from ..vq.family import decoder, fast_decoder, fast_steps, stored, vae
+from ..vq.family import decoder, fast_decoder, fast_steps, ready_steps, stored, vae
 from ..vq.vae import VqVae
 from .step import HartStep
 from .transformer import Hart
 
-__all__ = ["decoder", "fast_decoder", "fast_steps", "step", "stored", "transformer", "vae"]
+__all__ = ["decoder", "fast_decoder", "fast_steps", "ready_steps", "step", "stored", "transformer", "vae"]
 
 
 def transformer(config: HartConfig) -> Hart:

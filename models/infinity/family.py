@@ -8,8 +8,10 @@ from torch import nn
 
 from ...profiles.infinity import TransformerConfig, VaeConfig
 from ...profiles.plan import ScalePlan
+from ..family import ImageSteps
 from ..fused_vae import FusedDecoder
 from ..load import LoadedModel
+from ..plain_steps import PlainSteps
 from .fused import FusedSteps
 from .step import ScaleStep
 from .transformer import Infinity
@@ -35,6 +37,14 @@ def stored(model: LoadedModel) -> Mapping[str, nn.Module]:
 def fast_steps(model: LoadedModel, plans: Sequence[ScalePlan], batch: int) -> FusedSteps:
     assert isinstance(model.transformer, Infinity)
     return FusedSteps(model.transformer, model.profile, plans, batch)
+
+
+def ready_steps(model: LoadedModel, plans: Sequence[ScalePlan]) -> ImageSteps:
+    assert isinstance(model.transformer, Infinity)
+    if model.weight.is_cuda:
+        return fast_steps(model, plans, 1)
+    # off a GPU the kernels' definitions are slower than the modules
+    return PlainSteps(model.transformer, [step(model, plan) for plan in plans])
 
 
 def fast_decoder(decoder: Decoder) -> FusedDecoder:

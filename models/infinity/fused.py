@@ -22,6 +22,7 @@ from ...plugins.text_attention import text_attention
 from ...plugins.token_select import select_with_slots, slots_of
 from ...profiles.model import ModelProfile
 from ...profiles.plan import ScalePlan
+from .. import step as base
 from ..generate import Noise, run_scales
 from ..state import Rope, State
 from .blocks import MAX_SCALE_MUL, Block
@@ -142,6 +143,22 @@ class FusedStep(ScaleStep):
         """Of the blocks."""
         return cast(FusedInfinity, self.model).workspace
 
+    def _of_layer(self, layer: int, kept: Tensor, rope: Rope | None) -> tuple[Tensor, Rope | None]:
+        of = self.workspace.tokens_of(kept, self.plan.count, rope).of(self.plan.kept[layer])
+        return of.index, of.rope
+
+    def _gathered(self, x: Tensor, index: Tensor) -> Tensor:
+        known = self.workspace.part(x, index.shape[1])
+        return super()._gathered(x, index) if known is None else known
+
+    def _put_back(self, layer: int, x: Tensor, index: Tensor, y: Tensor, state: Mapping[str, Tensor]) -> Tensor:
+        if layer in self.plan.delta_layers:
+            joined = self._put_back_fused(layer, x, self.workspace.slots(index.shape[1]), y, state)
+        else:
+            joined = super()._put_back(layer, x, index, y, state)
+        self.workspace.keep_part(joined, y)
+        return joined
+
     def _branch_tokens(self, branch: str, layer: int, x: Tensor, kept: Tensor | None, out: State) -> Tensor | None:
         if layer in self.plan.branch_layers and kept is None:
             index, slots = select_with_slots(token_distance(x, self.workspace.mean(x)), self.plan.kept[layer], largest=True)
@@ -185,7 +202,7 @@ class FusedSteps:
         self.arena = Arena(plans, batch, model.config.heads, model.config.head_width)
         self.workspace = Workspace(model, self.arena)
         blocks = [FusedBlock(block, layer, self.workspace) for layer, block in enumerate(model.blocks())]
-        self.steps = tuple(
+        self.steps: Sequence[base.ScaleStep] = tuple(
             FusedStep(FusedInfinity(model, blocks, self.workspace, plan), profile, plan).eval()  # type: ignore[arg-type]
             for plan in plans
         )

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from ...plugins.residual_norm import residual_norm
 from ...profiles.plan import ScalePlan
+from ..state import Rope
+from .kept_tokens import KeptTokens
 from .transformer import Condition, Infinity
 
 GAMMA1, GAMMA2, SCALE1, SCALE2, SHIFT1, SHIFT2 = range(6)
@@ -74,6 +76,8 @@ class Workspace:
         self.gates = torch.cat([block.ada_gss for block in model.blocks()]).unsqueeze(1)  # [L, 1, 1, 6, C]
         self._ready: tuple[Tensor, Tensor | None, int] | None = None
         self._mean: tuple[Tensor, Tensor] | None = None
+        self._part: tuple[Tensor, Tensor] | None = None
+        self._tokens: KeptTokens | None = None
         self.chosen = None
 
     def begin(self, condition: Condition) -> None:
@@ -81,7 +85,27 @@ class Workspace:
         self.modulation = (self.gates + condition.shared).squeeze(2)  # [L, R, 6, C]
         self.head = condition.head
         self.lengths = (condition.mask == 0).sum(dim=(1, 2, 3))
-        self._ready = self._mean = self.chosen = None
+        self._ready = self._mean = self._part = self._tokens = self.chosen = None
+
+    def tokens_of(self, kept: Tensor, count: int, rope: Rope | None) -> KeptTokens:
+        """The kept tokens of a scale; the same as long as it is the same choice."""
+        if self._tokens is None or self._tokens.kept is not kept:
+            self._tokens = KeptTokens(kept, count, rope)
+        return self._tokens
+
+    def slots(self, n: int) -> Tensor:
+        """Places among the n best of the scale's kept tokens."""
+        assert self._tokens is not None, "a layer's tokens are asked for before they are put back"
+        return self._tokens.of(n).slots
+
+    def keep_part(self, stream: Tensor, part: Tensor) -> None:
+        """Remember the tokens that a layer put back into a stream: the next one may run the same."""
+        self._part = stream, part
+
+    def part(self, x: Tensor, n: int) -> Tensor | None:
+        """The n best tokens of a stream, where they are those that the layer before put back into it."""
+        known, self._part = self._part, None
+        return known[1] if known is not None and known[0] is x and known[1].shape[1] == n else None
 
     def keep_mean(self, stream: Tensor, mean: Tensor) -> None:
         """Remember the mean token of a stream `[R, N, C]`."""
@@ -123,7 +147,12 @@ class Workspace:
 
     def _next(self, layer: int) -> int | None:
         """The layer that reads this one's result as it is, the head as layer L; None where tokens are gathered first."""
-        plan = self.plan
-        if plan.tokens is not None and plan.tokens.fill != "hold":
+        plan, tokens = self.plan, self.plan.tokens
+        following = next((other for other in plan.layers if other > layer), len(self.gates))
+        if tokens is None or tokens.fill == "hold":
+            return following
+        if tokens.fill == "branch":
             return None
-        return next((other for other in plan.layers if other > layer), len(self.gates))
+        # the head reads all tokens
+        after = plan.kept[following] if following < len(self.gates) else plan.count
+        return following if after == plan.kept[layer] else None

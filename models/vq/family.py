@@ -12,6 +12,7 @@ from ..family import family_of
 from ..fused_vae import FusedDecoder
 from ..load import LoadedModel
 from ..plain_steps import PlainSteps
+from ..step import ScaleStep
 from .vae import ImageDecoder, VqVae
 
 
@@ -29,8 +30,16 @@ def stored(model: LoadedModel) -> Mapping[str, nn.Module]:
 
 
 def fast_steps(model: LoadedModel, plans: Sequence[ScalePlan], batch: int) -> PlainSteps:
+    return PlainSteps(model.transformer, _steps(model, plans))
+
+
+def ready_steps(model: LoadedModel, plans: Sequence[ScalePlan]) -> PlainSteps:
+    return PlainSteps(model.transformer, _steps(model, plans), compiled=False)
+
+
+def _steps(model: LoadedModel, plans: Sequence[ScalePlan]) -> list[ScaleStep]:
     family = family_of(model.profile)
-    return PlainSteps(model.transformer, [family.step(model, plan) for plan in plans])
+    return [family.step(model, plan) for plan in plans]
 
 
 def fast_decoder(decoder: ImageDecoder) -> FusedDecoder:

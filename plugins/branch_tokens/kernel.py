@@ -41,13 +41,15 @@ def mean_kernel(sums_ptr, parts, tokens, channels, mean_ptr, PARTS: tl.constexpr
 @triton.jit
 def add_restored_kernel(
     x_ptr, part_ptr, gate_ptr, gate_stride, slot_ptr, cached_ptr, cached_stride_r, cached_stride_n, count, channels,
-    source_h, source_w, target_h, target_w, out_ptr, sums_ptr,
+    out_ptr, sums_ptr,
+    SOURCE_H: tl.constexpr, SOURCE_W: tl.constexpr, TARGET_H: tl.constexpr, TARGET_W: tl.constexpr,
     WINDOW_H: tl.constexpr, WINDOW_W: tl.constexpr, GATE: tl.constexpr,
     TOKENS: tl.constexpr, BLOCK: tl.constexpr, DEPENDENT: tl.constexpr,
 ):  # fmt: skip
     """Program (b, c, r): tokens b * TOKENS ..., columns c * BLOCK ... of `[R, h' * w', C]`, and the sum of its columns.
 
-    A token's update comes from its place among the kept ones, after the gate, or from its window of the cached scale.
+    A token's update comes from its place among the kept ones, after the gate, or from its window of the cached scale. Sizes
+    are constants: every thread finds the windows of its tokens, and division by a number known only then is a loop.
     """
     if DEPENDENT:
         gdc_launch_dependents()
@@ -55,7 +57,7 @@ def add_restored_kernel(
     token = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     r = tl.program_id(2).to(tl.int64)
-    tokens = target_h * target_w
+    tokens = TARGET_H * TARGET_W
     there, inside = token < tokens, column < channels
     slot = tl.load(slot_ptr + r * tokens + token, mask=there, other=-1)
     ran = slot >= 0
@@ -64,17 +66,18 @@ def add_restored_kernel(
     update = tl.load(part_ptr + part_place, mask=ran[:, None] & inside[None, :], other=0.0).to(tl.float32)
     if GATE:
         update = update * tl.load(gate_ptr + r * gate_stride + column, mask=inside, other=0.0).to(tl.float32)[None, :]
-    row, line = token // target_w, token % target_w
-    top, bottom = row * source_h // target_h, ((row + 1) * source_h + target_h - 1) // target_h
-    left, right = line * source_w // target_w, ((line + 1) * source_w + target_w - 1) // target_w
+    row, line = token // TARGET_W, token % TARGET_W
+    top, bottom = row * SOURCE_H // TARGET_H, ((row + 1) * SOURCE_H + TARGET_H - 1) // TARGET_H
+    left, right = line * SOURCE_W // TARGET_W, ((line + 1) * SOURCE_W + TARGET_W - 1) // TARGET_W
     cached = tl.zeros([TOKENS, BLOCK], tl.float32)
     for i in tl.static_range(WINDOW_H):
         for j in tl.static_range(WINDOW_W):
             seen = there & (ran == 0) & (top + i < bottom) & (left + j < right)
-            source = ((top + i) * source_w + left + j).to(tl.int64)
+            source = ((top + i) * SOURCE_W + left + j).to(tl.int64)
             place = r * cached_stride_r + source[:, None] * cached_stride_n + column[None, :]
             cached += tl.load(cached_ptr + place, mask=seen[:, None] & inside[None, :], other=0.0).to(tl.float32)
-    update += cached / ((bottom - top) * (right - left)).to(tl.float32)[:, None]
+    # a division a token, not one an element
+    update += cached * (1.0 / ((bottom - top) * (right - left)).to(tl.float32))[:, None]
     place = (r * tokens + token)[:, None] * channels + column[None, :]
     whole = there[:, None] & inside[None, :]
     stream = (tl.load(x_ptr + place, mask=whole, other=0.0).to(tl.float32) + update).to(out_ptr.dtype.element_ty)

@@ -10,7 +10,7 @@ from ..dependent import dependent
 from .kernel import add_restored_kernel, distance_kernel, mean_kernel
 from .reference import Size
 
-TOKENS, CHANNELS = 32, 64
+TOKENS, CHANNELS, WARPS = 32, 64, 4
 """Of a program that adds."""
 PARTS, MEAN_CHANNELS = 32, 64
 """Of a program that adds up partial sums."""
@@ -55,9 +55,10 @@ def add_restored(
     with torch.cuda.device_of(x):
         add_restored_kernel[(blocks, triton.cdiv(channels, block), rows)](
             x, part, x if gate is None else gate, 0 if gate is None else gate.stride(0), slots, cached, *cached.stride()[:2],
-            part.shape[1], channels, *source, *target, out, sums,
+            part.shape[1], channels, out, sums,
+            SOURCE_H=source[0], SOURCE_W=source[1], TARGET_H=target[0], TARGET_W=target[1],
             WINDOW_H=windows[0], WINDOW_W=windows[1], GATE=gate is not None,
-            TOKENS=TOKENS, BLOCK=block, DEPENDENT=ahead, num_warps=4, launch_pdl=ahead,
+            TOKENS=TOKENS, BLOCK=block, DEPENDENT=ahead, num_warps=WARPS, launch_pdl=ahead,
         )  # fmt: skip
         mean_kernel[(triton.cdiv(channels, MEAN_CHANNELS), rows)](
             sums, blocks, tokens, channels, mean,

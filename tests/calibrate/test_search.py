@@ -19,6 +19,7 @@ from toprovar.calibrate.search.price import Price
 from toprovar.calibrate.search.search import Point, Search, front
 from toprovar.calibrate.search.target import Target, choose
 from toprovar.calibrate.search.trials import Fidelity, Trials, first_change
+from toprovar.models.infinity import family
 from toprovar.models.infinity.generate import build_steps, generate
 from toprovar.models.infinity.vae import to_uint8
 from toprovar.models.noise import image_noise
@@ -50,13 +51,17 @@ def schedules() -> list[Schedule]:
         Plan(COUNT, COUNT, {last: Change(0.25, "cache")}),
         Plan(COUNT, last, {last: Change(skipped=(1,))}),
         Plan(COUNT, last - 1, {last - 1: Change(0.5), last: Change(0.5)}),
+        Plan(COUNT, last - 1, {last: Change(reused=(0,))}, reuse=True),
     ]
     fixed = [baseline(policy, PROFILE) for policy in ("skip-1", "noguide-2", "fastvar")]
     return [*(build(plan, PROFILE) for plan in plans), *fixed]
 
 
-def test_a_trial_is_the_whole_run() -> None:
-    """Only the scales from the first change on are run, from the state that the dense run left."""
+@pytest.mark.parametrize("fused", [False, True], ids=["plain", "fused"])
+def test_a_trial_is_the_whole_run(fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the scales from the first change on are run, from the state that the dense run left; a GPU takes fused steps."""
+    if fused:
+        monkeypatch.setattr(family, "ready_steps", lambda model, plans: family.fast_steps(model, plans, 1))
     trials = Trials(small_model(), SEEDED, "key")
     found = trials.measure([dense(PROFILE), *schedules()])
     assert found[0].squared_error == (0.0, 0.0)

@@ -6,6 +6,7 @@ What runs on a GPU with graphs and compiled blocks runs on a CPU without, from b
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import matrix_cases
@@ -14,16 +15,20 @@ import pytest
 import torch
 from direct_graphs import A_GPU, without_a_gpu
 from half_precision import error_ratio, in_half
+from hart_model import small_profile as small_hart_profile
 from matrix_cases import PROMPTS, Case, cases, model_of, schedule_of
+from small_var import small_var_profile
 from toprovar.benchmarks.latency.gate import worst_ratio
 from toprovar.compile.cuda_bundle import build_cuda_bundle
 from toprovar.models.family import build_steps, family_of
 from toprovar.models.generate import condition_rows, generate, image_noise
 from toprovar.models.infinity.vae import to_uint8
-from toprovar.models.load import LoadedModel
-from toprovar.models.plain_steps import compile_blocks
+from toprovar.models.load import LoadedModel, WeightOptions, load_model
+from toprovar.models.plain_steps import compile_blocks, shapes_of
 from toprovar.models.rungs import build_rungs, generate_rungs
+from toprovar.profiles.baselines import dense
 from toprovar.profiles.plan import plan_scales
+from toprovar.profiles.schedule import TokenRule
 from toprovar.runtime.cuda_engine import CudaEngine
 from toprovar.runtime.loop import Images
 from toprovar.runtime.text import TextSource
@@ -153,3 +158,29 @@ def test_a_block_is_one_graph_and_compiled_once_a_shape(case: Case) -> None:
     reads = {(plan, layer): plan.writes_entropy and layer == plan.entropy_layer for plan in plans for layer in plan.layers}
     shapes = {(plan.kept[layer], plan.past[layer], entropy) for (plan, layer), entropy in reads.items()}
     assert len(graphs) == len(shapes) < len(reads)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("family", ["var", "hart"])
+def test_scales_of_many_shapes_share_what_is_compiled(family: str) -> None:
+    """Layers that keep a number of tokens each would take seconds each to compile; here six layers, two scales."""
+    profile = small_var_profile(depth=6) if family == "var" else small_hart_profile({"depth": 6})
+    model = load_model(profile, WeightOptions(weights="random"))
+    rules = list(dense(profile).scales)
+    for scale, kept in ((-2, (24, 7, 1, 20, 3, 11)), (-1, (50, 3, 1, 33, 9, 2))):
+        tokens = TokenRule(kept=kept, score="entropy", fill="cache", cache_scale=len(rules) - 3)
+        rules[scale] = replace(rules[scale], tokens=tokens)
+    plans = plan_scales(replace(dense(profile), scales=tuple(rules)))
+    steps, graphs = family_of(profile).fast_steps(model, plans, 1), list[torch.fx.GraphModule]()
+
+    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    text = model.text.encode_prompts(PROMPTS[family][:1])
+    given = *condition_rows(model.transformer, text.features, text.lengths, True), image_noise(profile, SEEDS[:1])
+    expected = steps.run(*given)
+    compile_blocks(steps.steps, fullgraph=True, backend=backend)
+    assert torch.equal(steps.run(*given), expected)
+    # one token is a shape of its own, and so is a layer whose entropy is read
+    assert len(graphs) <= len(plans) + 4 < sum(shapes_of(plan) for plan in plans)

@@ -51,6 +51,9 @@ SCHEDULES = {
     "everything": everything_at_once(),
     "hold": pruned(kept=(100, 100), fill="hold"),
     "cache": pruned(kept=(256, 100), fill="cache", cache_scale=4),
+    "cache the same": pruned(kept=(60, 60), fill="cache", cache_scale=4),
+    "cache fewer": pruned(kept=(100, 30), fill="cache", cache_scale=4),
+    "bypass": pruned(kept=(60, 60), fill="bypass"),
     "branch": pruned(kept=(100, 256), score="distance", fill="branch", cache_scale=4),
     "reuse": reusing(small_profile(), held=True),
 }
