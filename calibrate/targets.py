@@ -31,7 +31,9 @@ def add_target_arguments(parser: argparse.ArgumentParser) -> None:
     target.add_argument("--min-ssim", type=float, help="for auto: the same by SSIM, below 1")
     parser.add_argument("--costs", type=Path, help="for auto: measured times of the target; latency counts instead of FLOPs")
     parser.add_argument("--adaptive", action="store_true", help="for auto: each image picks a rung; the target is a mean")
-    parser.add_argument("--budget-minutes", type=float, help="for auto: begin no new round of combinations after so long")
+    parser.add_argument(
+        "--budget-minutes", type=float, help="for auto: what the search may take; it tries less where all would take longer"
+    )
 
 
 def check_target(args: argparse.Namespace, profile: ModelProfile) -> CostTable | None:

@@ -44,7 +44,7 @@ def auto_schedule(
         seed: Prompt i is drawn with noise seed `seed + i`.
         out: Folder that keeps what was run, so that an interrupted search resumes.
         target: What is asked for.
-        budget_minutes: No new round of combinations begins after so many minutes.
+        budget_minutes: The search tries less where all would take longer, see `Search`.
         costs: Measured times of the target; None takes FLOPs for the price of a schedule.
         adaptive: Let each image pick a rung; the target is then met on average over the prompts searched on.
 

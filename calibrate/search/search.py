@@ -29,6 +29,8 @@ CANDIDATES = 3
 ROUNDS = 3
 SINGLES_PROMPTS = 4
 LAYERS_PROMPTS = 2
+SINGLES_SHARE = 0.5
+"""Of a budget, for single changes: combinations need the rest."""
 DIMENSIONS = frozenset(("scale", "guidance", "token", "layer"))
 """What a search may change; fewer show what each is worth."""
 
@@ -56,7 +58,8 @@ class Search:
     Args:
         trials: Runs schedules.
         price: What a schedule of the model costs.
-        budget_s: No new round of combinations begins after so many seconds; None for no limit.
+        budget_s: Seconds that the search may take; None for no limit. Products are always run; single layers on fewer
+            prompts, or not at all, and fewer rounds of combinations where more would take longer.
         extra_target: A speed-up to look at beside the usual ones, or None.
         dimensions: What may be changed.
     """
@@ -75,18 +78,19 @@ class Search:
         self.whole = price.schedule(dense(self.profile))
         self.points: dict[object, Point] = {}
         self.costs = Costs()
+        self._started, self._pace = time.monotonic(), 0.0
 
     def run(self) -> list[Point]:
         """Measure, predict, check; returns the front, speed-up rising."""
-        started = time.monotonic()
+        self._started = time.monotonic()
         self._elementary()
         for turn in range(ROUNDS):
-            if self.budget_s is not None and time.monotonic() - started > self.budget_s:
-                print(f"calibrate: the budget ends the search after {turn} rounds of combinations", file=sys.stderr)
-                break
             plans = by_speedup(frontier(self.costs, self.price), self.whole, self.targets, CANDIDATES)
             new = [plan for plan in plans if plan.key() not in self.points]
             if not new:
+                break
+            if not self._may_run(len(new) * len(self.trials.prompts), 1.0):
+                print(f"calibrate: the budget ends the search after {turn} rounds of combinations", file=sys.stderr)
                 break
             self._measure(new, f"round {turn + 1}")
             self.costs.fit((p.plan, p.fidelity.mse) for p in self.points.values() if not p.plan.is_product)
@@ -94,6 +98,11 @@ class Search:
 
     def schedule(self, plan: Plan) -> Schedule:
         return build(plan, self.profile)
+
+    def _may_run(self, trials: int, share: float) -> bool:
+        """Whether so many more would end within a share of the budget, at the pace of the last ones."""
+        spent = time.monotonic() - self._started
+        return self.budget_s is None or spent + trials * self._pace <= share * self.budget_s
 
     def _elementary(self) -> None:
         count, may = len(self.profile.sizes), self.dimensions
@@ -113,7 +122,7 @@ class Search:
             ((scale, change),) = plan.changes.items()
             self.costs.tokens.setdefault(scale, {})[change] = error
         layers = [Plan(count, count, {scale: change}) for scale, change in layer_changes(self.profile) if "layer" in may]
-        for plan, error in self._singles(layers, "layers", LAYERS_PROMPTS, whole):
+        for plan, error in self._single_layers(layers, whole):
             ((scale, change),) = plan.changes.items()
             (layer,) = change.idle
             # the first way comes first; the other replaces it where it costs less
@@ -122,6 +131,17 @@ class Search:
                 known[layer] = error
                 if change.reused:
                     self.costs.reused.setdefault(scale, set()).add(layer)
+
+    def _single_layers(self, plans: Sequence[Plan], whole: Sequence[Sequence[float]]) -> list[tuple[Plan, float]]:
+        """As `_singles`, on as many prompts as the budget allows: there are more of these than of all others."""
+        found: list[tuple[Plan, float]] = []
+        for first in range(1, min(LAYERS_PROMPTS, len(self.trials.prompts)) + 1):
+            if plans and not self._may_run(len(plans), SINGLES_SHARE):
+                told = f"on {first - 1} of {LAYERS_PROMPTS} prompts" if first > 1 else "not at all"
+                print(f"calibrate: single layers were run {told}, to keep within the budget", file=sys.stderr)
+                break
+            found = self._singles(plans, "layers", first, whole)
+        return found
 
     def _singles(
         self, plans: Sequence[Plan], what: str, first: int, whole: Sequence[Sequence[float]]
@@ -142,9 +162,12 @@ class Search:
                 usable.append((plan, build(plan, self.profile)))
             except ScheduleError:
                 continue
-        total = len(self.trials.prompts[:first])
+        total, started, ran = len(self.trials.prompts[:first]), time.monotonic(), self.trials.ran
         with tqdm(total=total, desc=f"{what} ({len(usable)})", unit="prompt", disable=None) as bar:
-            return usable, self.trials.measure([schedule for _, schedule in usable], bar.update, first)
+            found = self.trials.measure([schedule for _, schedule in usable], bar.update, first)
+        if self.trials.ran > ran:
+            self._pace = (time.monotonic() - started) / (self.trials.ran - ran)
+        return usable, found
 
     def _measure(self, plans: Sequence[Plan], what: str) -> list[tuple[Plan, Fidelity]]:
         """Run plans on all prompts and keep them as points."""

@@ -70,6 +70,9 @@ class Trials:
         key: Whatever else the results depend on (model, weights, dtype); results of another key are thrown away.
         store: File that keeps the results, or None.
         with_ssim: Whether SSIM is measured beside the squared error; it takes longer than some scales.
+
+    Attributes:
+        ran: Schedules run so far, each on one prompt; what was known already is not counted.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Trials:
         self.decode = family_of(model.profile).fast_decoder(model.decoder) if model.weight.is_cuda else model.decoder
         self.base = dense(model.profile)
         self.results: Results = _stored(store, key)
+        self.ran = 0
 
     def measure(
         self, schedules: Iterable[Schedule], progress: Progress | None = None, first: int | None = None
@@ -102,6 +106,7 @@ class Trials:
         for (prompt, seed), name in zip(prompts, names, strict=True):
             new = {s.digest(): s for s in asked if not self._known(s.digest(), name)}
             if new:
+                self.ran += len(new)
                 for digest, values in self._run(prompt, seed, new).items():
                     self.results.setdefault(digest, {})[name] = values
                 self._save()

@@ -93,6 +93,18 @@ def test_trials_are_kept_and_those_of_another_model_are_not(tmp_path: Path, monk
     assert Trials(small_model(), SEEDED, "key", store).results == {}
 
 
+def test_a_budget_leaves_out_what_would_take_longer(capsys: pytest.CaptureFixture[str]) -> None:
+    trials = Trials(small_model(), SEEDED[:1], "key")
+    search = Search(trials, Price(PROFILE), budget_s=1e-6)
+    points = search.run()
+    assert all(point.plan.is_product for point in points)
+    assert not search.costs.layers
+    assert search.costs.tokens
+    told = capsys.readouterr().err
+    assert "calibrate: single layers were run not at all, to keep within the budget" in told
+    assert "calibrate: the budget ends the search after 0 rounds of combinations" in told
+
+
 def test_actions_cover_products_tokens_and_layers() -> None:
     late = late_scales(PROFILE)
     assert late
