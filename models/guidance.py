@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from ..profiles.plan import ScalePlan
-from .resize import resize
-from .select import gather_tokens
+from .select import enlarged_tokens
 from .state import State
 
 
@@ -53,8 +52,7 @@ def guide(
         return mix(warmed, state)
     if plan.difference_from is None:
         return warmed
-    every = resize(state["difference"], plan.size).flatten(2).transpose(1, 2)
-    difference = gather_tokens(every, None if kept is None else kept[:batch])
+    difference = enlarged_tokens(state["difference"], plan.size, None if kept is None else kept[:batch])
     if temperature is not None:
         difference = difference * (1 / temperature)
     return warmed + (state["cfg"] - 1) * difference

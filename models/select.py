@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..plugins import token_select as rows
+from ..plugins.reused_tokens import enlarge
 from ..profiles.geometry import Size
 from .resize import resize
 from .state import Rope
@@ -59,6 +60,26 @@ def scatter_tokens(x: Tensor, index: Tensor, part: Tensor) -> Tensor:
     if x.is_cuda:
         return rows.scatter_rows(x, index, part)
     return x.scatter(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]), part)
+
+
+def tokens_of_map(grid: Tensor) -> Tensor:
+    """`[R, C, h, w]` -> `[R, h * w, C]`; a map of the state is a view of tokens, which this gives back."""
+    return grid.flatten(2).transpose(1, 2)
+
+
+def enlarged_tokens(grid: Tensor, size: Size, index: Tensor | None, onto: Tensor | None = None) -> Tensor:
+    """Tokens that a scale takes over from an earlier one, enlarged bilinearly: `[R, n, C]`.
+
+    Args:
+        grid: `[R, C, h', w']` map of the earlier scale.
+        size: (h, w) of this one.
+        index: `[R, n]`, which tokens; None for all.
+        onto: `[R, n, C]` they are added to, or None.
+    """
+    if grid.is_cuda:
+        return enlarge(tokens_of_map(grid), (grid.shape[-2], grid.shape[-1]), size, index, onto)
+    found = gather_tokens(tokens_of_map(resize(grid, size)), index)
+    return found if onto is None else onto + found
 
 
 def gather_rope(rope: Rope | None, index: Tensor | None) -> Rope | None:

@@ -19,7 +19,7 @@ from ..plugins.token_select import slots_of
 from ..profiles.model import ModelProfile
 from ..profiles.plan import ScalePlan
 from .resize import AreaResize, resize
-from .select import farthest_tokens, gather_rope, gather_tokens, scatter_tokens, select_tokens
+from .select import enlarged_tokens, farthest_tokens, gather_rope, gather_tokens, scatter_tokens, select_tokens, tokens_of_map
 from .state import Attended, Branch, Past, Rope, Shape, State
 
 
@@ -168,15 +168,15 @@ class ScaleStep(nn.Module, ABC):
                 run = self._layer_by_branch if by_branch else self._layer
                 x = run(layer, block, x, rope, kept, state, out)
             elif layer in plan.delta_layers:
-                x = x + self._reused(layer, kept if self.holds else None, state)
+                x = self._plus_reused(layer, x, kept if self.holds else None, state)
             x = self.after_layer(layer, x, state)
         self.emit(x, state, kept if self.holds else None, out)
         # export names outputs by position
         return {name: out.pop(name) for name in self.output_names()} | out
 
-    def _reused(self, layer: int, kept: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
-        """A layer's update at an earlier scale, enlarged: `[R, n, C]` of the tokens that are there."""
-        return gather_tokens(resize(state[f"delta.{layer}"], self.plan.size).flatten(2).transpose(1, 2), kept)
+    def _plus_reused(self, layer: int, x: Tensor, kept: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
+        """The tokens that are there, `[R, n, C]`, plus a layer's update at an earlier scale, enlarged."""
+        return enlarged_tokens(state[f"delta.{layer}"], self.plan.size, kept, x)
 
     def _select(self, state: Mapping[str, Tensor]) -> Tensor | None:
         """Kept tokens `[R, n]`: best first, or ascending where they leave together; n is the most a pruned layer keeps.
@@ -228,13 +228,12 @@ class ScaleStep(nn.Module, ABC):
             return scatter_tokens(x, index, y)
         if x.is_cuda:
             return self._put_back_fused(layer, x, slots_of(index, x.shape[1]), y, state)
-        return scatter_tokens(x + self._reused(layer, None, state), index, y)
+        return scatter_tokens(self._plus_reused(layer, x, None, state), index, y)
 
     def _put_back_fused(self, layer: int, x: Tensor, slots: Tensor, y: Tensor, state: Mapping[str, Tensor]) -> Tensor:
         """The same in one kernel; `slots` `[R, N]` as of `slots_of`."""
-        # a map of the state is a view of tokens
-        cached = state[f"delta.{layer}"].flatten(2).transpose(1, 2)
-        return put_back(x, y, slots, cached, self.profile.sizes[self.plan.update_sources[layer]], self.plan.size)
+        cached = state[f"delta.{layer}"]
+        return put_back(x, y, slots, tokens_of_map(cached), (cached.shape[-2], cached.shape[-1]), self.plan.size)
 
     def _layer_by_branch(
         self, layer: int, block: Any, x: Tensor, rope: Rope | None, kept: Tensor | None, state: Mapping[str, Tensor], out: State

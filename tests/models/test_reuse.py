@@ -12,7 +12,10 @@ from toprovar.models.family import build_steps, family_of
 from toprovar.models.generate import image_noise, run_scales
 from toprovar.models.load import LoadedModel
 from toprovar.models.resize import resize
+from toprovar.models.select import enlarged_tokens, scatter_tokens
 from toprovar.models.state import State, narrow_rows
+from toprovar.plugins.reused_tokens import reference
+from toprovar.plugins.token_select import slots_of
 from toprovar.profiles.baselines import baseline, dense
 from toprovar.profiles.plan import ScalePlan, plan_scales
 from toprovar.profiles.schedule import Schedule
@@ -114,3 +117,21 @@ def test_schedules_say_what_they_reuse_and_others_stay_as_they_were() -> None:
     assert not schedule.removes_nothing
     plain = baseline("skip-1+noguide-2", profile).to_dict()
     assert not any({"reuse_layers", "guidance_reuse"} & set(rule) for rule in plain["scales"])
+
+
+@pytest.mark.parametrize("some", [False, True], ids=["all", "some"])
+def test_what_the_kernels_compute_is_what_the_modules_do(some: bool) -> None:
+    """The definitions that the kernels are held to, against what runs off a GPU."""
+    generator = torch.Generator().manual_seed(0)
+    source, target, width = (3, 4), (6, 5), 16
+    tokens = torch.randn(2, source[0] * source[1], width, generator=generator)
+    grid = tokens.transpose(1, 2).unflatten(-1, source)
+    index = torch.stack([torch.randperm(30, generator=generator)[:11].sort().values for _ in range(2)])
+    wanted, count = (index, 11) if some else (None, 30)
+    stream = torch.randn(2, count, width, generator=generator)
+    for onto in (None, stream):
+        expected = enlarged_tokens(grid, target, wanted, onto)
+        torch.testing.assert_close(reference.enlarge(tokens, source, target, wanted, onto), expected)
+    whole, part = torch.randn(2, 30, width, generator=generator), torch.randn(2, 11, width, generator=generator)
+    expected = scatter_tokens(enlarged_tokens(grid, target, None, whole), index, part)
+    torch.testing.assert_close(reference.put_back(whole, part, slots_of(index, 30), tokens, source, target), expected)

@@ -26,12 +26,16 @@ from toprovar.models.infinity.vae import to_uint8
 from toprovar.models.load import LoadedModel, WeightOptions, load_model
 from toprovar.models.plain_steps import compile_blocks, shapes_of
 from toprovar.models.rungs import build_rungs, generate_rungs
+from toprovar.models.state import State
+from toprovar.models.step import ScaleStep
+from toprovar.plugins.token_select import slots_of
 from toprovar.profiles.baselines import dense
 from toprovar.profiles.plan import plan_scales
 from toprovar.profiles.schedule import TokenRule
 from toprovar.runtime.cuda_engine import CudaEngine
 from toprovar.runtime.loop import Images
 from toprovar.runtime.text import TextSource
+from torch import Tensor
 
 SEEDS = (11, 12, 13, 14)
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")))
@@ -114,6 +118,19 @@ def test_a_replay_allocates_nothing(case: Case, opened: Open) -> None:
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
     drawn(engine, case, [0])
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+
+
+@pytest.mark.parametrize("case", [Case(family, "entropy-cache", 1.0, True) for family in ("var", "hart")], ids=str)
+def test_pruned_layers_put_back_at_once_draw_the_same(case: Case, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, on the definition of its kernel."""
+
+    def put_back(step: ScaleStep, layer: int, x: Tensor, index: Tensor, y: Tensor, state: State) -> Tensor:
+        return step._put_back_fused(layer, x, slots_of(index, x.shape[1]), y, state)
+
+    expected, _ = expected_images(case)
+    monkeypatch.setattr(ScaleStep, "_put_back", put_back)
+    found = drawn(opened(case, "cpu"), case, [0, 1, 2, 3]).uint8()
+    assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -34,3 +34,23 @@ def test_the_stream_matches_the_definition(
     tolerance = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
     assert torch.equal(found.gather(1, index[..., None].expand(-1, -1, 300)), part)
+
+
+@pytest.mark.parametrize("onto", [False, True], ids=["alone", "onto"])
+@pytest.mark.parametrize("some", [False, True], ids=["all", "some"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_enlarged_tokens_match_the_definition(
+    grid: tuple[tuple[int, int], tuple[int, int]], dtype: torch.dtype, some: bool, onto: bool, device: str
+) -> None:
+    source, target = grid
+    generator = torch.Generator().manual_seed(0)
+    tokens = target[0] * target[1]
+    count = (tokens + 1) // 2 if some else tokens
+    index = torch.stack([torch.randperm(tokens, generator=generator)[:count] for _ in range(2)]).to(device)
+    cached, stream = (torch.randn(2, n, 100, generator=generator).to(device, dtype) for n in (source[0] * source[1], count))
+    given = index if some else None, stream if onto else None
+    found, expected = (module.enlarge(cached, source, target, *given) for module in (launch, reference))
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    assert found.is_contiguous()
