@@ -96,14 +96,23 @@ def build_steps(model: LoadedModel, schedule: Schedule, observe: bool = False) -
     Raises:
         ScheduleError: The schedule was made for another model or geometry, or leaves a choice to each image.
     """
+    family = family_of(model.profile)
+    return tuple(family.step(model, plan, observe) for plan in checked_plans(schedule, model.profile))
+
+
+def checked_plans(schedule: Schedule, profile: ModelProfile) -> tuple[ScalePlan, ...]:
+    """The scales that run, of a schedule that every image takes alike.
+
+    Raises:
+        ScheduleError: The schedule was made for another model or geometry, or leaves a choice to each image.
+    """
     from ..profiles.errors import ScheduleError
     from ..profiles.plan import plan_scales
 
-    schedule.check_model(model.profile)
+    schedule.check_model(profile)
     if schedule.rungs:
         raise ScheduleError(f"schedule {schedule.policy} has rungs; run it with build_rungs, or one of its paths alone")
-    family = family_of(model.profile)
-    return tuple(family.step(model, plan, observe) for plan in plan_scales(schedule))
+    return plan_scales(schedule)
 
 
 def noise_of(profile: ModelProfile, seeds: Sequence[int], scale: int) -> dict[str, NDArray[np.float32]]:

@@ -7,11 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ...profiles.errors import ScheduleError
 from ...profiles.model import ModelProfile
-from ...profiles.plan import plan_scales
 from ...profiles.schedule import Schedule
 from .. import generate as common
+from ..family import checked_plans
 from ..generate import Noise, OnScale, condition_rows
 from ..state import State
 from .step import ScaleStep
@@ -26,10 +25,7 @@ def build_steps(model: Infinity, profile: ModelProfile, schedule: Schedule, obse
     Raises:
         ScheduleError: The schedule was made for another model or geometry, or leaves a choice to each image.
     """
-    schedule.check_model(profile)
-    if schedule.rungs:
-        raise ScheduleError(f"schedule {schedule.policy} has rungs; run it with build_rungs, or one of its paths alone")
-    return tuple(ScaleStep(model, profile, plan, observe).eval() for plan in plan_scales(schedule))
+    return tuple(ScaleStep(model, profile, plan, observe).eval() for plan in checked_plans(schedule, profile))
 
 
 @torch.inference_mode()
