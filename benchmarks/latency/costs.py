@@ -1,34 +1,29 @@
-"""The cost table of the `cuda` target: one layer timed at every scale, with some of its tokens, with one row or two.
+"""The cost table of the `cuda` target: every scale timed with all and some of its tokens, with one row or two, in any family.
 
-A layer of some tokens is timed with what puts them back among the others; it runs the tokens of the layer before, as where
-all layers of a scale keep the same.
+A scale is drawn from a made-up state as an engine draws it, once as it is and once without its layers; the difference is what
+its layers take, choosing, gathering and putting back tokens included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from ...models.infinity.fused import FusedSteps
-from ...models.infinity.rope import rope_table
+from ...models.family import ImageSteps, family_of
 from ...models.load import LoadedModel
-from ...plugins.reused_tokens import put_back
-from ...plugins.token_select import slots_of
+from ...models.state import State
 from ...profiles.baselines import dense
 from ...profiles.costs import CostTable, LayerTime, ScaleTime
-from ...profiles.errors import ToprovarError
-from ...profiles.geometry import Size, rope_reference
-from ...profiles.plan import ScalePlan, plan_scales
+from ...profiles.plan import FP32_STATE, NOISES, NUMBERS, ScalePlan, plan_scales
+from ...profiles.schedule import TokenRule
 from ...runtime.cuda_program import Captured
 from ..cuda_timing import machine
 from .programs import Request, Times, interleaved
 
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.1)
-LAYERS = 8
-"""Different layers of one graph: their weights are larger than the cache."""
 WHOLE_ONLY = 64
 """Scales of fewer tokens take the time to read the weights, however many tokens run."""
 
@@ -37,41 +32,36 @@ def cost_table(model: LoadedModel, request: Request, parts: Mapping[str, Times],
     """Measure.
 
     Args:
-        model: On a GPU, of a family with fused blocks.
+        model: On a GPU.
         request: Its batch and text are the table's.
         parts: Times of the parts of the dense image, by name: what is not layers is told from them.
         runs: Replays of each graph.
     """
-    batch, profile = request.text.shape[0], model.profile
-    schedule = dense(profile)
-    plans = plan_scales(schedule)
-    steps = FusedSteps(model.transformer, profile, plans, batch)
-    rows = 2 if schedule.guided else 1
-    text = (torch.cat([request.text] * rows), torch.cat([request.lengths] * rows))
     layers, scales = [], []
-    with torch.inference_mode():
-        state = steps.begin(*text)
-        for plan in plans:
-            # all numbers of tokens of a scale in turn
-            points = {(r, n): _layers(steps, state, plan, r, n, batch) for r in {1, rows} for n in _counts(plan)}
-            timed = interleaved({f"{r} {n}": graph for (r, n), graph in points.items()}, runs)
-            ms = {(r, n): timed[f"{r} {n}"].median / LAYERS for r, n in points}
-            layers += [LayerTime(scale=plan.scale, rows=r, tokens=n, past=plan.past[0], ms=ms[r, n]) for r, n in points]
-            beside = parts[f"{plan.size[0]} x {plan.size[1]}"].median - len(plan.layers) * ms[rows, plan.count]
-            scales += [ScaleTime(scale=plan.scale, rows=r, ms=beside) for r in sorted({1, rows})]
+    schedule = dense(model.profile)
+    for plan in plan_scales(schedule):
+        count, whole = len(plan.layers), 2 if schedule.guided else 1
+        for rows in sorted({1, whole}):
+            bare = _probe_ms(model, request, without_layers(plan, rows), runs)
+            for tokens in _counts(plan):
+                ms = (_probe_ms(model, request, with_tokens(plan, rows, tokens), runs) - bare) / count
+                layers.append(LayerTime(scale=plan.scale, rows=rows, tokens=tokens, past=plan.past[0], ms=ms))
+        dense_ms = next(e.ms for e in layers if (e.scale, e.rows, e.tokens) == (plan.scale, whole, plan.count))
+        beside = parts[f"{plan.size[0]} x {plan.size[1]}"].median - count * dense_ms
+        scales += [ScaleTime(scale=plan.scale, rows=rows, ms=beside) for rows in sorted({1, whole})]
     found = machine()
     return CostTable(
         target="cuda",
         device=found["gpu"],
         precision=str(model.weight.dtype).removeprefix("torch.").replace("bfloat16", "bf16").replace("float", "fp"),
-        batch=batch,
-        model=profile.name,
+        batch=request.text.shape[0],
+        model=model.profile.name,
         versions={name: found[name] for name in ("torch", "triton", "cuda")},
         condition_ms=parts["condition"].median,
         decoder_ms=parts["decode"].median,
         layers=tuple(layers),
         scales=tuple(scales),
-        notes={"runs": runs, "layers a graph": LAYERS},
+        notes={"runs": runs},
     )
 
 
@@ -81,39 +71,46 @@ def _counts(plan: ScalePlan) -> list[int]:
     return sorted({round(share * plan.count) for share in SHARES})
 
 
-def _layers(
-    steps: FusedSteps, state: Mapping[str, Tensor], plan: ScalePlan, rows: int, tokens: int, batch: int
-) -> Callable[[], object]:
-    """A graph of LAYERS different layers of a scale on some of its tokens."""
-    model, config = steps.model, steps.model.config
-    if config.depth < LAYERS:
-        raise ToprovarError(f"a cost table takes {LAYERS} layers, the model has {config.depth}; time its schedules instead")
-    like = model.pos_start
-    x = torch.randn(rows * batch, tokens, config.width, device=like.device, dtype=like.dtype)
-    table = rope_table(plan.size, rope_reference(steps.steps[0].profile.aspect_ratio), config.head_width).to(like.device)
-    rope = (table[0, :tokens], table[1, :tokens])
-    put = _put_back(plan, steps.steps[0].profile.sizes, x) if tokens < plan.count else None
-    blocks: list[Any] = list(steps.steps[0].blocks())[: config.depth : config.depth // LAYERS][:LAYERS]
-    steps.workspace.plan = plan
-
-    def run() -> None:
-        y = x
-        for block in blocks:
-            place = block.layer
-            text = (state[f"ca_k.{place}"][: len(x)], state[f"ca_v.{place}"][: len(x)], state["mask"][: len(x)])
-            past = plan.past[place]
-            _, every = steps.arena.place(place, plan.scale, len(x), past, 0)
-            y = block(y, state["shared"], rope, text, (every[0], every[1]) if past else None, False)[0]
-            if put is not None:
-                put(y)
-
-    return Captured(run).replay
+def without_layers(plan: ScalePlan, rows: int) -> ScalePlan:
+    """A dense scale that only embeds its tokens and draws from them."""
+    return replace(plan, guidance=rows == 2, drops_guidance=False, kept=(0,) * len(plan.kept), layers=())
 
 
-def _put_back(plan: ScalePlan, sizes: Sequence[Size], x: Tensor) -> Callable[[Tensor], object]:
-    """Puts tokens shaped as x back into a stream, the others by the update of the scale before."""
-    source, (rows, count, width) = sizes[plan.scale - 1], x.shape
-    stream, cached = (torch.randn(rows, n, width).to(x) for n in (plan.count, source[0] * source[1]))
-    order = torch.randperm(plan.count, generator=torch.Generator().manual_seed(0))[:count].sort().values
-    slots = slots_of(order.to(x.device).expand(rows, -1), plan.count)
-    return lambda part: put_back(stream, part, slots, cached, source, plan.size)
+def with_tokens(plan: ScalePlan, rows: int, tokens: int) -> ScalePlan:
+    """A dense scale whose layers run some of its tokens, the others taking over the scale before."""
+    plan = replace(plan, guidance=rows == 2, drops_guidance=False)
+    if tokens == plan.count:
+        return plan
+    kept, before = (tokens,) * len(plan.kept), plan.scale - 1
+    rule = TokenRule(kept=kept, score="entropy", fill="cache", cache_scale=before)
+    return replace(plan, kept=kept, tokens=rule, entropy_from=before)
+
+
+@torch.inference_mode()
+def _probe_ms(model: LoadedModel, request: Request, plan: ScalePlan, runs: int) -> float:
+    """Milliseconds of one scale, its memory given back: the largest takes gigabytes."""
+    batch = request.text.shape[0]
+    steps = family_of(model.profile).fast_steps(model, [plan], batch)
+    text = torch.cat([request.text] * plan.rows), torch.cat([request.lengths] * plan.rows)
+    state = made_up_state(steps, text, batch)
+    graph = Captured(lambda: steps.resume(*text, state, request.noise))
+    return interleaved({"": graph.replay}, runs)[""].median
+
+
+def made_up_state(steps: ImageSteps, text: tuple[Tensor, Tensor], batch: int) -> State:
+    """The condition, and at random what the first of the steps reads of earlier scales; noise and numbers come with a run."""
+    step, condition = steps.steps[0], steps.begin(*text)
+    sizes = {"B": batch, "R": len(text[0]), "T": text[0].shape[1]}
+    found = State(condition)
+    for name in step.input_names():
+        if name in condition or name in {*NOISES, *NUMBERS}:
+            continue
+        shape = [sizes.get(n, n) if isinstance(n, str) else n for n in step.input_shape(name)]
+        dtype = torch.float32 if name in FP32_STATE else step.dtype
+        if name.startswith("delta"):
+            # a map of the state is a view of tokens
+            rows, width, h, w = (int(n) for n in shape)
+            found[name] = torch.randn(rows, h * w, width, device=text[0].device).to(dtype).transpose(1, 2).unflatten(-1, (h, w))
+        else:
+            found[name] = torch.randn([int(n) for n in shape], device=text[0].device).to(dtype)
+    return found
