@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from direct_graphs import Direct
 from matrix_cases import FAMILIES, Case, model_of
 from toprovar.benchmarks.latency import costs
 from toprovar.benchmarks.latency.programs import Request, Times
@@ -31,9 +31,10 @@ def called(calls: Mapping[str, Callable[[], object]], runs: int) -> dict[str, Ti
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_point_of_a_family_is_measured(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(Case(family, "dense", 1.0, True))
-    monkeypatch.setattr(costs, "Captured", Direct)
+    monkeypatch.setattr(costs, "Captured", lambda call: SimpleNamespace(replay=call))
     monkeypatch.setattr(costs, "interleaved", called)
-    monkeypatch.setattr(costs, "WHOLE_ONLY", 16)
+    monkeypatch.setattr(costs, "SHARES", (1.0, 0.5))
+    monkeypatch.setattr(costs, "WHOLE_ONLY", 36)
     monkeypatch.setattr(costs, "machine", lambda: {"gpu": "a GPU", "torch": "2", "triton": "3", "cuda": "13"})
     base = dense(model.profile)
     parts = {f"{h} x {w}": PART for h, w in model.profile.sizes} | {"condition": PART, "decode": PART}

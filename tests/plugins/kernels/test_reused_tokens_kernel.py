@@ -12,9 +12,8 @@ from toprovar.plugins.token_select.reference import slots as slots_of
 GRIDS = [((3, 4), (5, 7)), ((4, 4), (4, 4)), ((6, 5), (2, 3)), ((2, 3), (1, 8)), ((1, 1), (3, 2))]
 
 
-@pytest.mark.parametrize("view", [False, True], ids=["tokens", "map"])
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0], ids=["one", "half", "all"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("share", "view"), [(0.0, False), (0.5, True), (1.0, False)], ids=["one", "half of a map", "all"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_the_stream_matches_the_definition(
     grid: tuple[tuple[int, int], tuple[int, int]], dtype: torch.dtype, share: float, view: bool, device: str
@@ -31,13 +30,12 @@ def test_the_stream_matches_the_definition(
     slots = slots_of(index, tokens)
     found = launch.put_back(x, part, slots, cached, source, target)
     expected = reference.put_back(x, part, slots, cached, source, target)
-    tolerance = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}[dtype]
+    tolerance = 1e-6 if dtype == torch.float32 else 1e-2
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
     assert torch.equal(found.gather(1, index[..., None].expand(-1, -1, 300)), part)
 
 
-@pytest.mark.parametrize("onto", [False, True], ids=["alone", "onto"])
-@pytest.mark.parametrize("some", [False, True], ids=["all", "some"])
+@pytest.mark.parametrize(("some", "onto"), [(False, False), (False, True), (True, True)], ids=["alone", "onto", "some onto"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_enlarged_tokens_match_the_definition(
