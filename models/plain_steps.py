@@ -48,7 +48,9 @@ class PlainSteps:
 
     def resume(self, text: Tensor, lengths: Tensor, state: State, noise: Noise) -> Tensor:
         """Summed codes `[B, d, H, W]`, from the state that earlier scales left."""
-        return run_scales(self.steps, {**self.begin(text, lengths), **state}, noise)["summed"]
+        # a search goes on from whole states, again and again
+        begun = {} if "sos" in state else self.begin(text, lengths)
+        return run_scales(self.steps, {**begun, **state}, noise)["summed"]
 
 
 def compile_blocks(steps: Sequence[ScaleStep], **options: Any) -> None:
