@@ -14,16 +14,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ..plugins.reused_tokens import put_back
-from ..plugins.token_select import slots_of
 from ..profiles.model import ModelProfile
 from ..profiles.plan import ScalePlan
 from .resize import AreaResize, resize
-from .select import enlarged_tokens, farthest_tokens, gather_rope, gather_tokens, scatter_tokens, select_tokens, tokens_of_map
+from .reused import Restoring
+from .select import farthest_tokens, gather_rope, gather_tokens, scatter_tokens, select_tokens
 from .state import Attended, Branch, Past, Rope, Shape, State
 
 
-class ScaleStep(nn.Module, ABC):
+class ScaleStep(nn.Module, Restoring, ABC):
     """A scale of a schedule, bound to a model's weights.
 
     Args:
@@ -174,10 +173,6 @@ class ScaleStep(nn.Module, ABC):
         # export names outputs by position
         return {name: out.pop(name) for name in self.output_names()} | out
 
-    def _plus_reused(self, layer: int, x: Tensor, kept: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
-        """The tokens that are there, `[R, n, C]`, plus a layer's update at an earlier scale, enlarged."""
-        return enlarged_tokens(state[f"delta.{layer}"], self.plan.size, kept, x)
-
     def _select(self, state: Mapping[str, Tensor]) -> Tensor | None:
         """Kept tokens `[R, n]`: best first, or ascending where they leave together; n is the most a pruned layer keeps.
 
@@ -211,29 +206,6 @@ class ScaleStep(nn.Module, ABC):
         if layer in plan.writes_delta:
             out[f"delta.{layer}"] = self._as_map(y - x)
         return y if index is None else self._put_back(layer, x, index, y, state)
-
-    def _of_layer(self, layer: int, kept: Tensor, rope: Rope | None) -> tuple[Tensor, Rope | None]:
-        """Tokens `[R, n]` that run through a pruned layer, ascending, and their rotary table."""
-        # ascending order keeps memory access ordered
-        index = kept[:, : self.plan.kept[layer]].sort(dim=-1).values
-        return index, gather_rope(rope, index)
-
-    def _gathered(self, x: Tensor, index: Tensor) -> Tensor:
-        """Those tokens of the stream."""
-        return gather_tokens(x, index)
-
-    def _put_back(self, layer: int, x: Tensor, index: Tensor, y: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """The stream `[R, N, C]` after a layer that those at `index` ran; the others take its update of an earlier scale."""
-        if layer not in self.plan.delta_layers:
-            return scatter_tokens(x, index, y)
-        if x.is_cuda:
-            return self._put_back_fused(layer, x, slots_of(index, x.shape[1]), y, state)
-        return scatter_tokens(self._plus_reused(layer, x, None, state), index, y)
-
-    def _put_back_fused(self, layer: int, x: Tensor, slots: Tensor, y: Tensor, state: Mapping[str, Tensor]) -> Tensor:
-        """The same in one kernel; `slots` `[R, N]` as of `slots_of`."""
-        cached = state[f"delta.{layer}"]
-        return put_back(x, y, slots, tokens_of_map(cached), (cached.shape[-2], cached.shape[-1]), self.plan.size)
 
     def _layer_by_branch(
         self, layer: int, block: Any, x: Tensor, rope: Rope | None, kept: Tensor | None, state: Mapping[str, Tensor], out: State
