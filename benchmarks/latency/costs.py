@@ -42,9 +42,11 @@ def cost_table(model: LoadedModel, request: Request, parts: Mapping[str, Times],
     for plan in plan_scales(schedule):
         count, whole = len(plan.layers), 2 if schedule.guided else 1
         for rows in sorted({1, whole}):
-            bare = _probe_ms(model, request, without_layers(plan, rows), runs)
+            # what goes on from cached keys first copies them: the scale without layers is given the same ones
+            bare = _probe_ms(model, request, without_layers(plan, rows), with_tokens(plan, rows, plan.count), runs)
             for tokens in _counts(plan):
-                ms = (_probe_ms(model, request, with_tokens(plan, rows, tokens), runs) - bare) / count
+                probe = with_tokens(plan, rows, tokens)
+                ms = (_probe_ms(model, request, probe, probe, runs) - bare) / count
                 layers.append(LayerTime(scale=plan.scale, rows=rows, tokens=tokens, past=plan.past[0], ms=ms))
         dense_ms = next(e.ms for e in layers if (e.scale, e.rows, e.tokens) == (plan.scale, whole, plan.count))
         beside = parts[f"{plan.size[0]} x {plan.size[1]}"].median - count * dense_ms
@@ -87,12 +89,12 @@ def with_tokens(plan: ScalePlan, rows: int, tokens: int) -> ScalePlan:
 
 
 @torch.inference_mode()
-def _probe_ms(model: LoadedModel, request: Request, plan: ScalePlan, runs: int) -> float:
-    """Milliseconds of one scale, its memory given back: the largest takes gigabytes."""
-    batch = request.text.shape[0]
-    steps = family_of(model.profile).fast_steps(model, [plan], batch)
+def _probe_ms(model: LoadedModel, request: Request, plan: ScalePlan, reads: ScalePlan, runs: int) -> float:
+    """Milliseconds of one scale on the state that `reads` reads, its memory given back: the largest takes gigabytes."""
+    batch, fast_steps = request.text.shape[0], family_of(model.profile).fast_steps
+    steps = fast_steps(model, [plan], batch)
     text = torch.cat([request.text] * plan.rows), torch.cat([request.lengths] * plan.rows)
-    state = made_up_state(steps, text, batch)
+    state = made_up_state(steps if reads is plan else fast_steps(model, [reads], batch), text, batch)
     graph = Captured(lambda: steps.resume(*text, state, request.noise))
     return interleaved({"": graph.replay}, runs)[""].median
 
