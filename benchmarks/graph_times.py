@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..compile.graphs import Exported, export_conditioning, export_decoder, export_scale
-from ..compile.weight_store import WeightStore, place
+from ..compile.graphs import export_conditioning, export_decoder, export_scale
+from ..compile.weight_store import Exported, WeightStore, place
 from ..models.family import family_of, stored_modules
 from ..models.load import LoadedModel
 from ..profiles.manifest import WEIGHTS

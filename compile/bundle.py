@@ -38,11 +38,11 @@ from ..profiles.plan import plan_paths, scale_flops, schedule_flops
 from ..profiles.schedule import Schedule
 from .export_cache import exported_once
 from .graph_files import graph_files, scale_files
-from .graphs import OPSET, Exported, export_conditioning, export_decoder, export_scale, export_view, export_words
+from .graphs import OPSET, export_conditioning, export_decoder, export_scale, export_view, export_words
 from .plan_bundle import compile_plans, engine_entry, kept_folder, with_plan
 from .plan_record import PlanRecord
 from .plans import PlanBuilder
-from .weight_store import WeightStore, place
+from .weight_store import Exported, WeightStore, place
 
 Job = tuple[str, Hashable, Callable[[], Exported]]
 """File, what the graph computes, and how it is made."""

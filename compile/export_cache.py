@@ -6,16 +6,17 @@ import copy
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from torch import Tensor
 
 from ..models.load import LoadedModel
-from .graphs import Exported
-from .weight_store import CONSTANTS, WeightStore
+from .weight_store import CONSTANTS, Exported, WeightStore
 
 Kept = tuple[Exported, dict[str, Tensor]]
 """A graph, and the constants that it points to; weights are in every store, and one model's copy is not kept for another's."""
-Graphs = dict[Hashable, Kept]
+Graphs = dict[Hashable, Any]
+"""`Kept` for graphs, what was made for the rest."""
 _kept: ContextVar[Graphs | None] = ContextVar("kept", default=None)
 
 
@@ -33,6 +34,16 @@ def reusing_graphs(kept: Graphs | None = None) -> Iterator[None]:
         yield
     finally:
         _kept.reset(token)
+
+
+def kept_once(key: Hashable, make: Callable[[], Any]) -> Any:
+    """What `key` names, from what is kept where something is; within `reusing_graphs` alone it is kept."""
+    kept = _kept.get()
+    if kept is None:
+        return make()
+    if key not in kept:
+        kept[key] = make()
+    return kept[key]
 
 
 def exported_once(model: LoadedModel, what: Hashable, store: WeightStore, export: Callable[[], Exported]) -> Exported:

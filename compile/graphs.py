@@ -5,9 +5,8 @@ from __future__ import annotations
 import gc
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,7 +19,9 @@ from ..plugins.flash_attention_entropy import onnx as fae
 from ..profiles.manifest import OUTPUT_SUFFIX
 from ..profiles.plan import FP32_STATE
 from . import attention
-from .weight_store import WeightStore, externalize
+from .layer_bodies import write_out
+from .layer_calls import LayerCalls
+from .weight_store import Exported, WeightStore, externalize
 
 # 18: ONNX Runtime's Attention of opset 23 refuses the broadcast text mask, and the body of our function is as fast
 OPSET = 18
@@ -28,16 +29,6 @@ OPSET = 18
 _BATCH = Dim("batch", min=1, max=64)
 _TEXT = Dim("text", min=1, max=512)
 _BATCH_EXAMPLE, _TEXT_EXAMPLE = 2, 5
-
-
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """A model proto without its large weights, and where those stand in the store."""
-
-    proto: Any
-    weights: dict[str, str]
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
 
 
 class Conditioning(nn.Module):
@@ -72,7 +63,10 @@ def export_scale(step: ScaleStep, store: WeightStore) -> Exported:
         name: {axis: symbols[size] for axis, size in enumerate(step.input_shape(name)) if isinstance(size, str)}
         for name in example
     }
-    return _export(step, {"state": example}, {"state": shapes}, step.input_names(), step.output_names(), store)
+    calls = LayerCalls(step)
+    with calls.recorded():
+        proto, weights = _traced(step, {"state": example}, {"state": shapes}, step.input_names(), step.output_names(), store)
+    return _finished(proto, weights | write_out(proto, calls, store, _traced))
 
 
 @torch.inference_mode()
@@ -126,6 +120,18 @@ def _export(
     outputs: tuple[str, ...],
     store: WeightStore,
 ) -> Exported:
+    return _finished(*_traced(module, example, shapes, inputs, outputs, store))
+
+
+def _traced(
+    module: nn.Module,
+    example: dict[str, Any],
+    shapes: dict[str, Any],
+    inputs: Sequence[str],
+    outputs: Sequence[str] | None,
+    store: WeightStore,
+) -> tuple[Any, dict[str, str]]:
+    """A module as `onnx.ModelProto`, and the store's names of its large weights."""
     import onnx_ir as ir
 
     with _quiet(), _rare_collections():
@@ -137,15 +143,21 @@ def _export(
             opset_version=OPSET,
             dynamic_shapes=shapes,
             input_names=list(inputs),
-            output_names=[name + OUTPUT_SUFFIX for name in outputs],
+            output_names=None if outputs is None else [name + OUTPUT_SUFFIX for name in outputs],
             custom_translation_table={**fae.translation(), **attention.translation()},
             # the rewriter takes longer than all the rest, and ONNX Runtime folds the same constants when it loads a graph
             optimize=False,
             verbose=False,
         )
     assert program is not None
+    found = {value.name for value in program.model.graph.inputs}
+    assert found == set(inputs), (found, inputs)
     weights = externalize(program.model, store)
-    proto = ir.to_proto(program.model)
+    return ir.to_proto(program.model), weights
+
+
+def _finished(proto: Any, weights: dict[str, str]) -> Exported:
+    """With the functions that its nodes name, and nothing in it of the machine that made it."""
     fae.attach(proto)
     attention.attach(proto)
     for entry in (proto.graph.value_info, proto.metadata_props):
@@ -155,9 +167,8 @@ def _export(
         del node.metadata_props[:]
         node.doc_string = ""
     proto.producer_name, proto.producer_version, proto.doc_string = "toprovar", "", ""
-    names = [tensor.name for tensor in proto.graph.input]
-    assert sorted(names) == sorted(inputs), (names, inputs)
-    return Exported(proto, weights, tuple(names), tuple(tensor.name for tensor in proto.graph.output))
+    inputs, outputs = (tuple(tensor.name for tensor in entry) for entry in (proto.graph.input, proto.graph.output))
+    return Exported(proto, weights, inputs, outputs)
 
 
 @contextmanager

@@ -11,9 +11,9 @@ from ..profiles.manifest import Graph
 from ..profiles.schedule import Schedule
 from .build_report import earlier_plans, keep, report, save_report
 from .graph_files import plan_file, rung_files
-from .graphs import Exported
 from .plan_record import Limits, PlanRecord
 from .plans import PlanBuilder
+from .weight_store import Exported
 
 Progress = Callable[[str], None]
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..plugins.flash_attention_entropy import onnx as fae
 from . import attention
-from .graphs import Exported
+from .weight_store import Exported
 
 
 @dataclass(frozen=True, slots=True)

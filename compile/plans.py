@@ -15,13 +15,13 @@ from typing import Any
 
 from ..profiles.errors import BundleError
 from .attention import let_decompose
-from .graphs import Exported
 from .plan_inputs import PlanModel, free_names, plan_model, sizes
 from .plan_options import PlanOptions
 from .plan_record import Limits, PlanRecord
 from .tensorrt_flavours import Toolkit, target_sm
 from .tensorrt_log import interruptible, make_logger, make_monitor
 from .timing_cache import TimingCache, timing_cache_path, write_whole
+from .weight_store import Exported
 
 TYPES = {"FLOAT": "fp32", "HALF": "fp16", "BF16": "bf16", "INT64": "int64", "INT32": "int32", "BOOL": "bool"}
 Detail = Callable[[str], None]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,16 @@ from ..profiles.manifest import WEIGHTS
 EXTERNAL_BYTES = 1024
 CONSTANTS = "constants."
 """Names of tensors that are no module's; the rest is their content's digest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A model proto without its large weights, and where those stand in the store."""
+
+    proto: Any
+    weights: dict[str, str]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
 
 
 class WeightStore:
@@ -100,3 +111,15 @@ def place(proto: Any, names: dict[str, str], layout: dict[str, tuple[int, int]])
             del initializer.external_data[:]
             for key, value in fields.items():
                 initializer.external_data.add(key=key, value=value)
+
+
+def initializer(name: str, tensor: Tensor, store: WeightStore) -> tuple[Any, str | None]:
+    """A tensor as an entry of a graph (`onnx.TensorProto`), and its name in the store if it stands there, see `externalize`."""
+    import onnx_ir as ir
+    from onnx_ir.tensor_adapters import TorchTensor
+
+    content = TorchTensor(tensor, name)
+    if content.nbytes < EXTERNAL_BYTES:
+        return ir.to_proto(content), None
+    outside = ir.ExternalTensor(WEIGHTS, 0, content.nbytes, content.dtype, name=name, shape=content.shape, base_dir="")
+    return ir.to_proto(outside), store.name_of(tensor)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from exporter import keep_operators
 from shared_graphs import SharedGraphs
 from toprovar.compile.export_cache import reusing_graphs
 
@@ -32,8 +33,11 @@ def _threads() -> None:
 def _exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Exporting takes most of the tests' time, and most of their bundles share most of their graphs."""
     folder = tmp_path_factory.getbasetemp()
-    # a worker's folder is in the run's
-    with reusing_graphs(SharedGraphs((folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "graphs")):
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # a worker's folder is in the run's
+        folder = folder.parent
+    with pytest.MonkeyPatch.context() as monkeypatch, reusing_graphs(SharedGraphs(folder / "graphs")):
+        keep_operators(monkeypatch)
         yield
 
 

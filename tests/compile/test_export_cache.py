@@ -10,8 +10,7 @@ import pytest
 from small_var import small_var_profile
 from toprovar.compile import bundle
 from toprovar.compile.export_cache import exported_once, reusing_graphs
-from toprovar.compile.graphs import Exported
-from toprovar.compile.weight_store import WeightStore
+from toprovar.compile.weight_store import Exported, WeightStore
 from toprovar.models.load import LoadedModel, WeightOptions, load_model
 from toprovar.profiles.baselines import baseline
 from toprovar.profiles.manifest import sha256_of

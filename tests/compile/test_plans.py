@@ -25,14 +25,14 @@ from plan_checks import check_precision, check_tensors, check_weights
 from small_model import PROMPTS, small_profile
 from toprovar.compile.build_report import REPORT, report_table
 from toprovar.compile.bundle import build_bundle
-from toprovar.compile.graphs import Exported, export_scale
+from toprovar.compile.graphs import export_scale
 from toprovar.compile.plan_bundle import kept_folder
 from toprovar.compile.plan_options import PlanOptions
 from toprovar.compile.plan_record import Limits
 from toprovar.compile.plans import PlanBuilder
 from toprovar.compile.report_page import PAGE
 from toprovar.compile.tensorrt_flavours import toolkit
-from toprovar.compile.weight_store import WeightStore
+from toprovar.compile.weight_store import Exported, WeightStore
 from toprovar.models.infinity.generate import build_steps, generate
 from toprovar.models.load import LoadedModel, WeightOptions, load_model
 from toprovar.models.noise import image_noise

@@ -15,12 +15,12 @@ from other_bindings import each_folder, run_with
 from recording_tensorrt import recording
 from small_model import small_profile
 from tensorrt_link_stubs import stubbed_tensorrt
-from toprovar.compile.graphs import Exported, export_scale
+from toprovar.compile.graphs import export_scale
 from toprovar.compile.plan_options import PlanOptions
 from toprovar.compile.plan_record import Limits
 from toprovar.compile.plans import PlanBuilder
 from toprovar.compile.tensorrt_flavours import FLAVOURS, Toolkit, numbers
-from toprovar.compile.weight_store import WeightStore
+from toprovar.compile.weight_store import Exported, WeightStore
 from toprovar.models.infinity.generate import build_steps
 from toprovar.models.load import WeightOptions, load_model
 from toprovar.profiles.baselines import dense

@@ -139,11 +139,11 @@ def main() -> None:
     import tensorrt_bindings as trt
     from onnx import TensorProto, helper
     from toprovar.compile.attention import DOMAIN, PLAIN, attach
-    from toprovar.compile.graphs import Exported
     from toprovar.compile.plan_options import PlanOptions
     from toprovar.compile.plan_record import Limits
     from toprovar.compile.plans import PlanBuilder
     from toprovar.compile.tensorrt_flavours import FLAVOURS, Toolkit, check_version
+    from toprovar.compile.weight_store import Exported
 
     check_version(FLAVOURS["tensorrt"], trt.__version__)
     shape = ["batch", 2, 3, 4]

@@ -1,4 +1,4 @@
-"""The official HART, reproduced: every drawn index equal, every stored tensor within 1e-4, with soft codes within 5e-4."""
+"""The official HART, reproduced: every drawn index equal, every stored tensor of a scale within 1e-4."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from toprovar.profiles.vq import VqConfig
 from torch import Tensor
 
 TOLERANCE = 1e-4
-# measured 1.9e-4: the soft codes of 1 ulp other weights add up over the scales
-SOFT_TOLERANCE = 5e-4
+# soft codes are a softmax at a temperature of 0.01 to 0.3, which makes rounding grow from scale to scale: the recorded logits
+# are 5.2e-4 from what the same weights give in double precision, and other orders of sums are up to 1.1e-3 from the record
+SOFT_TOLERANCE = 2e-3
 SOFT = ("logits", "block", "h_embed", "f_hat", "entropy", "diff")
 # noise, what other tests compare, and the image, which tests/models/vq decodes from the official sum
 ELSEWHERE = {"cond_BD", "lvl_embed", "gumbel", "smooth_gumbel", "image", "diff.cfg", "diff.init_noise", "diff.step_noise"}
@@ -85,7 +86,7 @@ class Recorder:
         names = {"logits_before_guidance": "logits_pre_cfg", "logits": "logits_post_cfg", "index": "idx", "codes": "h_embed"}
         for key, name in names.items():
             self.parts[name].append(out[f"observed.{key}"])
-        self.parts["f_hat"].append(out["summed"])
+        self.parts["f_hat"].append(out["summed"].clone())
 
     @contextmanager
     def hooks(self) -> Iterator[None]:
@@ -158,34 +159,56 @@ def _text(data: Golden) -> tuple[Tensor, Tensor]:
     return data.tensors["in.context"], data.tensors["in.context_mask"].long().sum(dim=1)
 
 
-@pytest.mark.parametrize("call", ["main", "hard"])
-def test_every_index_and_tensor(
-    call: str, data: Golden, config: HartConfig, model: Hart, vae: VqVae, subtests: pytest.Subtests
-) -> None:
+def _recorded(
+    call: str, data: Golden, config: HartConfig, model: Hart, vae: VqVae, sums: Tensor | None = None
+) -> dict[str, Tensor]:
+    """What a run computes; with the official `sums` `[scales - 1, B, d, H, W]`, every scale goes on from them."""
     given = data.meta["calls"][call]
     sampling = HartSampling(cfg=given["cfg"], top_p=given["top_p"], more_smooth=given["more_smooth"])
     profile = profile_of(config, sampling)
     steps = build_steps(loaded(profile, model, vae), dense(profile), observe=True)
     recorder = Recorder(model)
+
+    def on_scale(plan: Any, out: dict[str, Tensor]) -> None:
+        recorder.on_scale(plan, out)
+        if sums is not None and plan.scale < len(sums):
+            out["summed"].copy_(sums[plan.scale])
+
     with recorder.hooks():
-        generate(model, steps, *_text(data), _noise(data, call, config, sampling.more_smooth), on_scale=recorder.on_scale)
-    ours = recorder.results()
+        generate(model, steps, *_text(data), _noise(data, call, config, sampling.more_smooth), on_scale=on_scale)
+    return recorder.results()
+
+
+def _compare(call: str, data: Golden, ours: dict[str, Tensor], soft_tolerance: float, subtests: pytest.Subtests) -> None:
+    soft = data.meta["calls"][call]["more_smooth"]
     fields = {key.partition(".")[2]: stored for key, stored in data.tensors.items() if key.startswith(f"{call}.")}
     for name in sorted(fields.keys() - ELSEWHERE):
         with subtests.test(field=name):
-            _compare(name, ours[name], fields[name], sampling.more_smooth)
+            _close(name, ours[name], fields[name], soft_tolerance if soft and name.startswith(SOFT) else TOLERANCE)
 
 
-def _compare(name: str, ours: Tensor, stored: Tensor, soft: bool) -> None:
+def _close(name: str, ours: Tensor, stored: Tensor, atol: float) -> None:
     if name == "idx":
         assert torch.equal(ours, stored.long())
         return
     # the file keeps the first tokens of some fields, and the residuals of both halves of the rows, of which one is read
     for axis, length in enumerate(stored.shape):
         ours = ours.narrow(axis, 0, min(length, ours.shape[axis]))
-    stored = stored[: ours.shape[0]]
-    atol = SOFT_TOLERANCE if soft and name.startswith(SOFT) else TOLERANCE
-    torch.testing.assert_close(ours.double(), stored.double(), rtol=0, atol=atol)
+    torch.testing.assert_close(ours.double(), stored[: ours.shape[0]].double(), rtol=0, atol=atol)
+
+
+def test_every_scale_from_the_official_sums(
+    data: Golden, config: HartConfig, model: Hart, vae: VqVae, subtests: pytest.Subtests
+) -> None:
+    ours = _recorded("main", data, config, model, vae, data.tensors["main.f_hat"])
+    _compare("main", data, ours, TOLERANCE, subtests)
+
+
+@pytest.mark.parametrize("call", ["main", "hard"])
+def test_all_scales_on_their_own(
+    call: str, data: Golden, config: HartConfig, model: Hart, vae: VqVae, subtests: pytest.Subtests
+) -> None:
+    _compare(call, data, _recorded(call, data, config, model, vae), SOFT_TOLERANCE, subtests)
 
 
 def test_conditioning_and_levels(data: Golden, config: HartConfig, model: Hart) -> None:
