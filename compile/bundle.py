@@ -36,7 +36,7 @@ from ..profiles.manifest import (
 from ..profiles.model import ModelProfile
 from ..profiles.plan import plan_paths, scale_flops, schedule_flops
 from ..profiles.schedule import Schedule
-from .export_cache import exported_once
+from .export_cache import exported_once, reusing_graphs
 from .graph_files import graph_files, scale_files
 from .graphs import OPSET, export_conditioning, export_decoder, export_scale, export_view, export_words
 from .plan_bundle import compile_plans, engine_entry, kept_folder, with_plan
@@ -127,9 +127,11 @@ def _export_all(
     if isinstance(model.text, WordTextEncoder):
         store.register("text_encoder", model.text.encoder)
     exported: dict[str, Exported] = {}
-    for name, what, job in _jobs(model, schedule, store):
-        progress(name)
-        exported[name] = exported_once(model, what, store, job)
+    # scales share what their layers compute
+    with reusing_graphs():
+        for name, what, job in _jobs(model, schedule, store):
+            progress(name)
+            exported[name] = exported_once(model, what, store, job)
     progress(WEIGHTS)
     layout = store.save(work / WEIGHTS)
     for name, graph in exported.items():

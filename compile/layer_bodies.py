@@ -13,11 +13,11 @@ from torch.export import Dim
 from torch.utils import _pytree as pytree
 
 from .export_cache import kept_once
-from .layer_calls import DOMAIN, LAYER, Kind, LayerCalls, Shape
+from .layer_calls import DOMAIN, LAYER, Call, Kind, LayerCalls, Shape
 from .weight_store import WeightStore, initializer
 
-_MOST = 128
-"""Bound of sizes that vary; twice that of a batch, for the rows of guidance."""
+_MOST = 1 << 20
+"""Bound of every size that varies."""
 Trace = Callable[[nn.Module, dict[str, Any], dict[str, Any], Sequence[str], None, WeightStore], tuple[Any, dict[str, str]]]
 """Of a module, an example of its arguments, their varying sizes, the names of its inputs and a store: its `onnx.ModelProto`
 and the store's names of its large weights."""
@@ -58,8 +58,8 @@ def write_out(proto: Any, calls: LayerCalls, store: WeightStore, trace: Trace) -
         The store's name of each large weight that came into the graph.
     """
     bodies = {
-        name: kept_once(("layer", repr(kind)), partial(_body, calls.blocks[first], kind, trace))
-        for kind, (name, first) in calls.kinds.items()
+        name: _at_sizes(kept_once(("layer", repr(call.kind)), partial(_body, calls.blocks[first], call.kind, trace)), call)
+        for call, (name, first) in calls.found.items()
     }
     weights = _passed(proto, calls, bodies)
     _inline(proto, bodies)
@@ -100,6 +100,23 @@ def _inline(proto: Any, bodies: Mapping[str, Body]) -> None:
     others = [entry for entry in proto.opset_import if entry.domain != DOMAIN]
     del proto.opset_import[:]
     proto.opset_import.extend(others)
+
+
+def _at_sizes(body: Body, call: Call) -> Body:
+    """The body for one number of tokens and of keys: where it asks a tensor for that size, the number stands."""
+    from onnx import FunctionProto, helper
+
+    known, shapes = dict(call.sizes), [leaf for leaf in call.kind.leaves if isinstance(leaf, Shape)]
+    function = FunctionProto()
+    function.CopyFrom(body.function)
+    inputs = dict(zip(function.input, shapes, strict=False))
+    for node in function.node:
+        if node.op_type == "Shape" and node.input[0] in inputs:
+            bounds = {attribute.name: attribute.i for attribute in node.attribute}
+            sizes = [known.get(size, size) for size in inputs[node.input[0]].sizes[bounds.get("start") : bounds.get("end")]]
+            if all(isinstance(size, int) for size in sizes):
+                node.CopyFrom(helper.make_node("Constant", [], node.output, node.name, value_ints=sizes))
+    return Body(function, body.weights)
 
 
 def _body(block: nn.Module, kind: Kind, trace: Trace) -> Body:

@@ -54,7 +54,7 @@ def small_profile(transformer: Mapping[str, object] = MappingProxyType({}), **sa
         "latent_channels": 8,
         "diffusion_width": 32,
         "diffusion_depth": 1,
-        "diffusion_steps": 4,
+        "diffusion_steps": 2,
         "patch_nums": (1, 2, 3, 5, 8),
     }
     config = HartConfig(**{**shape, **transformer})  # type: ignore[arg-type]

@@ -66,11 +66,8 @@ def cases() -> Iterator[Case]:
 
 
 def model_of(case: Case) -> LoadedModel:
-    """The family's small model at the case's aspect and guidance; the weights are shared.
-
-    Two layers on squares with guidance; elsewhere one, since nothing that layers do to each other differs there.
-    """
-    model = _made(case.family, layers=2 if case.guided and case.aspect == 1 else 1)
+    """The family's small model at the case's aspect and guidance; the weights are shared."""
+    model = _made(case.family)
     options = {"cfg": None if case.guided else UNGUIDED[case.family]}
     if len(ASPECTS[case.family]) > 1:
         options["aspect_ratio"] = case.aspect
@@ -101,16 +98,16 @@ def _pruned(profile: ModelProfile, fill: str) -> Schedule:
 
 
 @lru_cache(maxsize=8)
-def _made(family: str, layers: int) -> LoadedModel:
+def _made(family: str) -> LoadedModel:
     if family == "infinity":
-        return small_model.small_model(layers)
+        return small_model.small_model()
     if family == "hart":
-        profile = hart_model.small_profile({"depth": layers})
+        profile = hart_model.small_profile()
         model = hart_model.loaded(profile, *hart_model.made(profile))
         return replace(model, text_source={"kind": "random", "seed": 0})
     # enough scales for every policy
     grids = (1, 2, 3, 4, 5, 6, 8)
-    profile = small_var.small_var_profile(depth=layers, patch_nums=grids, shared_modulation=family == SHARED)
+    profile = small_var.small_var_profile(depth=2, patch_nums=grids, shared_modulation=family == SHARED)
     model = load_model(profile, WeightOptions(weights="random"))
     model = replace(model, digests={**model.digests, "scaled": "30"})
     with torch.no_grad():
