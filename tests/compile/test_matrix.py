@@ -1,9 +1,8 @@
 """Family x policy x aspect x guidance x batch on the `onnx` target: ONNX Runtime equals torch, and no state survives.
 
-Every family meets every policy with guidance on its square, and without it those that need none: VAR and HART on squares too,
-Infinity on wide images; its upright ones have guidance. Other shapes meet the policies that `matrix_cases` names. On each
-bundle batches of 1, 2 and 4 run, and the first request once more after others. Some bundles run as plans too, in the stand-in
-of TensorRT: the same images, bit for bit.
+Every family meets every policy with guidance on squares; every policy that needs none meets a family without it; Infinity's
+upright and wide images meet the policies that `matrix_cases` names. On each bundle batches of 1, 2 and 4 run, and the first
+request once more after others. Some bundles run as plans too, in the stand-in of TensorRT: the same images, bit for bit.
 """
 
 from __future__ import annotations
