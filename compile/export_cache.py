@@ -63,7 +63,8 @@ def exported_once(model: LoadedModel, what: Hashable, store: WeightStore, export
         graph = export()
         constants = [name for name in graph.weights.values() if name.startswith(CONSTANTS)]
         kept[key] = graph, {name: store.tensors[name] for name in constants}
-    graph, tensors = kept[key]
+    found: Kept = kept[key]
+    graph, tensors = found
     for name, tensor in tensors.items():
         store.tensors.setdefault(name, tensor)
     # placing weights changes the graph
