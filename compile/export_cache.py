@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -17,6 +17,7 @@ Kept = tuple[Exported, dict[str, Tensor]]
 """A graph, and the constants that it points to; weights are in every store, and one model's copy is not kept for another's."""
 Graphs = dict[Hashable, Any]
 """`Kept` for graphs, what was made for the rest."""
+T = TypeVar("T")
 _kept: ContextVar[Graphs | None] = ContextVar("kept", default=None)
 
 
@@ -36,14 +37,15 @@ def reusing_graphs(kept: Graphs | None = None) -> Iterator[None]:
         _kept.reset(token)
 
 
-def kept_once(key: Hashable, make: Callable[[], Any]) -> Any:
+def kept_once(key: Hashable, make: Callable[[], T]) -> T:
     """What `key` names, from what is kept where something is; within `reusing_graphs` alone it is kept."""
     kept = _kept.get()
     if kept is None:
         return make()
     if key not in kept:
         kept[key] = make()
-    return kept[key]
+    found: T = kept[key]
+    return found
 
 
 def exported_once(model: LoadedModel, what: Hashable, store: WeightStore, export: Callable[[], Exported]) -> Exported:
@@ -55,16 +57,14 @@ def exported_once(model: LoadedModel, what: Hashable, store: WeightStore, export
         store: Of the bundle, with the model's weights; the graph's constants are in it afterwards.
         export: Makes the graph and puts its constants into the store.
     """
-    kept = _kept.get()
-    if kept is None:
-        return export()
-    key = (model.profile.digest(), model.weights_digest(), str(model.weight.dtype), what)
-    if key not in kept:
+
+    def made() -> Kept:
         graph = export()
         constants = [name for name in graph.weights.values() if name.startswith(CONSTANTS)]
-        kept[key] = graph, {name: store.tensors[name] for name in constants}
-    found: Kept = kept[key]
-    graph, tensors = found
+        return graph, {name: store.tensors[name] for name in constants}
+
+    key = (model.profile.digest(), model.weights_digest(), str(model.weight.dtype), what)
+    graph, tensors = kept_once(key, made)
     for name, tensor in tensors.items():
         store.tensors.setdefault(name, tensor)
     # placing weights changes the graph

@@ -137,8 +137,7 @@ def _body(block: nn.Module, kind: Kind, trace: Trace) -> Body:
     store, owner = WeightStore(), "block"
     store.register(owner, block)
     proto, stored = trace(_Method(block, kind), {"tensors": tensors}, {"tensors": varying}, inputs, None, store)
-    names = [tensor.name for tensor in proto.graph.initializer]
-    weights = [name for name in names if name.startswith(f"{owner}.")]
+    weights = [tensor.name for tensor in proto.graph.initializer if tensor.name.startswith(f"{owner}.")]
     constants = [
         helper.make_node("Constant", [], [tensor.name], value=_whole(tensor, stored, store))
         for tensor in proto.graph.initializer

@@ -86,8 +86,6 @@ def externalize(model: Any, store: WeightStore) -> dict[str, str]:
     Returns:
         The store's name of each external initializer; offsets are filled in by `place` once the file is laid out.
     """
-    import onnx_ir as ir
-
     names = {}
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
@@ -96,9 +94,7 @@ def externalize(model: Any, store: WeightStore) -> dict[str, str]:
         raw = getattr(tensor, "raw", None)
         content = raw if isinstance(raw, Tensor) else torch.from_numpy(np.ascontiguousarray(tensor.numpy()))
         names[name] = store.name_of(content)
-        value.const_value = ir.ExternalTensor(
-            WEIGHTS, 0, tensor.nbytes, tensor.dtype, name=name, shape=tensor.shape, base_dir=""
-        )
+        value.const_value = _outside(name, tensor)
     return names
 
 
@@ -121,5 +117,11 @@ def initializer(name: str, tensor: Tensor, store: WeightStore) -> tuple[Any, str
     content = TorchTensor(tensor, name)
     if content.nbytes < EXTERNAL_BYTES:
         return ir.to_proto(content), None
-    outside = ir.ExternalTensor(WEIGHTS, 0, content.nbytes, content.dtype, name=name, shape=content.shape, base_dir="")
-    return ir.to_proto(outside), store.name_of(tensor)
+    return ir.to_proto(_outside(name, content)), store.name_of(tensor)
+
+
+def _outside(name: str, tensor: Any) -> Any:
+    """An entry like an `onnx_ir` tensor, its numbers in the bundle's file; `place` fills in where."""
+    import onnx_ir as ir
+
+    return ir.ExternalTensor(WEIGHTS, 0, tensor.nbytes, tensor.dtype, name=name, shape=tensor.shape, base_dir="")

@@ -188,7 +188,7 @@ def test_noise_is_a_function_of_seed_and_scale() -> None:
     assert {name: value.shape for name, value in first.items()} == {
         "noise": (1, 64, 96),
         "smooth_noise": (1, 64, 96),
-        "diffusion_noise": (1, 64, profile.transformer.diffusion_steps, 8),
+        "diffusion_noise": (1, 64, 2, 8),
     }
     assert all(np.array_equal(first[name], again[name]) and not np.array_equal(first[name], other[name]) for name in first)
     assert not np.array_equal(first["noise"], first["smooth_noise"])
@@ -243,7 +243,7 @@ def test_flops_are_those_of_the_weights_that_run() -> None:
         keys += tokens
         expected = 2 * tokens * layers + 2 * 4 * 64 * tokens * keys + 2 * plan.count * ends
         if plan.scale == LAST:
-            expected += 2 * plan.count * (profile.transformer.diffusion_steps * (residual - once) + once)
+            expected += 2 * plan.count * (2 * (residual - once) + once)
         assert scale_flops(plan, profile) == 2 * expected, plan.scale
 
 
