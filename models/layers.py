@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..plugins.flash_attention_entropy import flash_attention, flash_attention_entropy
+
 
 class Linear(nn.Linear):
     """A linear layer that flattens its input to rows first.
@@ -22,6 +24,13 @@ class Linear(nn.Linear):
 def rows_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`x @ weight.T + bias` on rows: `[..., in]` -> `[..., out]`."""
     return F.linear(x.reshape(-1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], weight.shape[0])
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+    """Attention of q `[R, H, N, D]` to k, v `[R, H, M, D]`, and its entropy `[R, H, N]` where that is read."""
+    if with_entropy:
+        return flash_attention_entropy(q, k, v, scale)
+    return flash_attention(q, k, v, scale), None
 
 
 def gelu_mlp(width: int, hidden: int, out: int) -> nn.Sequential:

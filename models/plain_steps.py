@@ -6,7 +6,7 @@ the kernels wherever entropy is read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..profiles.plan import ScalePlan
 from .generate import Conditioned, Noise, run_scales
-from .state import State
+from .state import Attended, State
 from .step import ScaleStep
 
 SHAPES_MOST = 128
@@ -63,10 +63,29 @@ def compile_blocks(steps: Sequence[ScaleStep], **options: Any) -> None:
     # scales of attention are no shapes
     config.specialize_float = True
     blocks = list(steps[0].blocks())
-    fixed, free = ([torch.compile(block, dynamic=dynamic, **options) for block in blocks] for dynamic in (False, True))
+    fixed, free = ([CompiledBlock(block, dynamic=dynamic, **options) for block in blocks] for dynamic in (False, True))
     for step in steps:
         found = fixed if shapes_of(step.plan) <= SHAPES_A_SCALE else free
         step.blocks = lambda found=found: found  # type: ignore[method-assign, misc]
+
+
+class CompiledBlock:
+    """A block, and each of its branches where a layer runs them one by one, compiled.
+
+    Args:
+        block: Its methods that end in `_branch` are its branches.
+        options: Of `torch.compile`.
+    """
+
+    def __init__(self, block: Any, **options: Any) -> None:
+        self._whole: Callable[..., Attended] = torch.compile(block, **options)
+        for name in dir(type(block)):
+            if name.endswith("_branch"):
+                setattr(self, name, torch.compile(getattr(block, name), **options))
+
+    def __call__(self, *args: Any) -> Attended:
+        """The whole block."""
+        return self._whole(*args)
 
 
 def shapes_of(plan: ScalePlan) -> int:

@@ -18,6 +18,10 @@ class Restoring:
 
     plan: ScalePlan
 
+    def _uses_kernels(self, x: Tensor) -> bool:
+        """Whether tokens are chosen and put back by kernels; exported and on a CPU, torch's own operators do it."""
+        return x.is_cuda
+
     def _plus_reused(self, layer: int, x: Tensor, kept: Tensor | None, state: Mapping[str, Tensor]) -> Tensor:
         """The tokens that are there, `[R, n, C]`, plus a layer's update at an earlier scale, enlarged."""
         return enlarged_tokens(state[f"delta.{layer}"], self.plan.size, kept, x)
@@ -36,7 +40,7 @@ class Restoring:
         """The stream `[R, N, C]` after a layer that those at `index` ran; the others take its update of an earlier scale."""
         if layer not in self.plan.delta_layers:
             return scatter_tokens(x, index, y)
-        if x.is_cuda:
+        if self._uses_kernels(x):
             return self._put_back_fused(layer, x, slots_of(index, x.shape[1]), y, state)
         return scatter_tokens(self._plus_reused(layer, x, None, state), index, y)
 

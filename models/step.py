@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from ..profiles.model import ModelProfile
 from ..profiles.plan import ScalePlan
+from .branches import Branching
 from .resize import AreaResize, resize
-from .reused import Restoring
-from .select import farthest_tokens, gather_rope, gather_tokens, scatter_tokens, select_tokens
+from .select import gather_rope, gather_tokens, select_tokens
 from .state import Attended, Branch, Past, Rope, Shape, State
 
 
-class ScaleStep(nn.Module, Restoring, ABC):
+class ScaleStep(nn.Module, Branching, ABC):
     """A scale of a schedule, bound to a model's weights.
 
     Args:
@@ -212,42 +212,21 @@ class ScaleStep(nn.Module, Restoring, ABC):
     ) -> Tensor:
         """One layer, branch by branch: each on tokens chosen for it, completed by its output at an earlier scale."""
         entering, (past, reads_entropy) = x, self._attended(layer, state)
-        index = self._branch_tokens("attention", layer, x, kept, out)
+        chosen = self._branch_tokens("attention", layer, x, kept, out)
+        index = None if chosen is None else chosen.index
         part, table = gather_tokens(x, index), gather_rope(rope, index)
         y, k, v, entropy = self.run_attention(layer, block, part, table, past, reads_entropy, state)
         self._record(layer, k, v, entropy, index, state, out)
-        x = self._joined("attention", layer, x, y, index, state, out)
+        x = self._joined("attention", layer, x, y, chosen, state, out)
         for name, branch in self.other_branches(layer, block, state):
-            index = self._branch_tokens(name, layer, x, kept, out)
-            y = branch(gather_tokens(x, index))
-            x = self._joined(name, layer, x, y, index, state, out)
+            chosen = self._branch_tokens(name, layer, x, kept, out)
+            y = branch(gather_tokens(x, None if chosen is None else chosen.index))
+            x = self._joined(name, layer, x, y, chosen, state, out)
         if layer in self.plan.writes_delta:
             out[f"delta.{layer}"] = self._as_map(x - entering)
         if self.observe:
             out[f"observed.update.{layer}"] = self.own_tokens((x - entering).norm(dim=-1) / entering.norm(dim=-1))
         return x
-
-    def _branch_tokens(self, branch: str, layer: int, x: Tensor, kept: Tensor | None, out: State) -> Tensor | None:
-        """Tokens `[R, n]` that run through a branch, ascending; None where all do."""
-        plan = self.plan
-        if layer not in plan.branch_layers:
-            return None
-        count = plan.kept[layer]
-        index = farthest_tokens(x, count) if kept is None else kept[:, :count].sort(dim=-1).values
-        if self.observe:
-            out[f"observed.kept_{branch}.{layer}"] = index
-        return index
-
-    def _joined(
-        self, branch: str, layer: int, x: Tensor, y: Tensor, index: Tensor | None, state: Mapping[str, Tensor], out: State
-    ) -> Tensor:
-        """The stream `[R, N, C]` plus a branch: where a token did not run, its output at the cache scale, enlarged."""
-        name = f"delta_{branch}.{layer}"
-        if index is not None:
-            y = scatter_tokens(self.enlarge(state[name]).flatten(2).transpose(1, 2), index, y)
-        if layer in self.plan.writes_branches:
-            out[name] = self._as_map(y)
-        return x + y
 
     def _attended(self, layer: int, state: Mapping[str, Tensor]) -> tuple[Past, bool]:
         """Cached keys and values of a layer, and whether its entropy is read."""

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...plugins.flash_attention_entropy import flash_attention_entropy
 from ...profiles.hart import HartConfig
-from ..layers import Linear, RMSNorm, rows_linear
+from ..layers import Linear, RMSNorm, attend, rows_linear
 from ..state import Rope
 from .rope import rotate
 
@@ -49,11 +48,7 @@ class SelfAttention(nn.Module):
         q, k, v = self.project(x, rope)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        entropy = None
-        if with_entropy:
-            output, entropy = flash_attention_entropy(q, k, v, self.scale)
-        else:
-            output = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        output, entropy = attend(q, k, v, self.scale, with_entropy)
         return self.proj(output.transpose(1, 2).flatten(2)), k, v, entropy
 
 

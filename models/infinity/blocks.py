@@ -13,21 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ...plugins.flash_attention_entropy import flash_attention_entropy
 from ...profiles.infinity import TransformerConfig
-from ..layers import Linear, modulate, rows_linear
+from ..layers import Linear, attend, modulate, rows_linear
 from ..state import Rope
 from .rope import rotate
 
 MAX_SCALE_MUL = math.log(100)
 MLP_MULTIPLE = 256
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
-    """Attention of scale 1; FAE where the entropy is read, the fastest plain attention elsewhere."""
-    if with_entropy:
-        return flash_attention_entropy(q, k, v, 1.0)
-    return F.scaled_dot_product_attention(q, k, v, scale=1.0), None
 
 
 class Widths(Protocol):
@@ -82,7 +74,7 @@ class SelfAttention(nn.Module):
         q, k, v = self.project(x, rope)
         if past is not None:
             k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        output, entropy = attend(q, k, v, with_entropy)
+        output, entropy = attend(q, k, v, 1.0, with_entropy)
         return self.proj(output.transpose(1, 2).flatten(2)), k, v, entropy
 
 

@@ -13,17 +13,18 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ...plugins.branch_tokens import add_restored, token_distance
-from ...plugins.flash_attention_entropy import flash_attention, flash_attention_entropy
+from ...plugins.branch_tokens import token_distance
 from ...plugins.residual_norm import residual_norm
 from ...plugins.rotary_cache import rotary_cache
 from ...plugins.skinny_linear import linear, partial_sums, summed
 from ...plugins.text_attention import text_attention
-from ...plugins.token_select import select_with_slots, slots_of
+from ...plugins.token_select import select_with_slots
 from ...profiles.model import ModelProfile
 from ...profiles.plan import ScalePlan
 from .. import step as base
+from ..branches import BranchTokens
 from ..generate import Noise, run_scales
+from ..layers import attend
 from ..state import Rope, State
 from .blocks import MAX_SCALE_MUL, Block
 from .step import ScaleStep
@@ -96,11 +97,7 @@ class FusedBlock:
         new, every = self.workspace.arena.place(self.layer, self.workspace.plan.scale, rows, older, tokens)
         q = rotary_cache(qkv, self.factor, *rope, new[0], new[1])
         k, v = every
-        entropy = None
-        if with_entropy:
-            output, entropy = flash_attention_entropy(q, k, v, 1.0)
-        else:
-            output = flash_attention(q, k, v, 1.0)
+        output, entropy = attend(q, k, v, 1.0, with_entropy)
         return _partial(self.proj, output.transpose(1, 2).flatten(2)), k, v, entropy
 
     def _cross(self, normed: Tensor, text: tuple[Tensor, Tensor, Tensor]) -> Tensor:
@@ -159,25 +156,28 @@ class FusedStep(ScaleStep):
         self.workspace.keep_part(joined, y)
         return joined
 
-    def _branch_tokens(self, branch: str, layer: int, x: Tensor, kept: Tensor | None, out: State) -> Tensor | None:
-        if layer in self.plan.branch_layers and kept is None:
-            index, slots = select_with_slots(token_distance(x, self.workspace.mean(x)), self.plan.kept[layer], largest=True)
-            self.workspace.chosen = index, slots
-            return index
-        return super()._branch_tokens(branch, layer, x, kept, out)
+    def _uses_kernels(self, x: Tensor) -> bool:
+        # without a GPU their definitions
+        return True
+
+    def _farthest(self, x: Tensor, count: int) -> BranchTokens:
+        return BranchTokens(*select_with_slots(token_distance(x, self.workspace.mean(x)), count, largest=True))
 
     def _joined(
-        self, branch: str, layer: int, x: Tensor, y: Tensor, index: Tensor | None, state: Mapping[str, Tensor], out: State
+        self,
+        branch: str,
+        layer: int,
+        x: Tensor,
+        y: Tensor,
+        chosen: BranchTokens | None,
+        state: Mapping[str, Tensor],
+        out: State,
     ) -> Tensor:
-        tokens, gate = self.plan.tokens, self._gate(branch, layer, len(x))
-        if index is None or tokens is None or tokens.cache_scale is None or layer in self.plan.writes_branches:
+        gate = self._gate(branch, layer, len(x))
+        if chosen is None or layer in self.plan.writes_branches:
             gated = y if gate is None else y * gate.unsqueeze(1)
-            return super()._joined(branch, layer, x, gated, index, state, out)
-        # a map of the state is a view of tokens
-        cached = state[f"delta_{branch}.{layer}"].flatten(2).transpose(1, 2)
-        chosen = self.workspace.chosen
-        slots = chosen[1] if chosen is not None and chosen[0] is index else slots_of(index, x.shape[1])
-        joined, mean = add_restored(x, y, gate, slots, cached, self.profile.sizes[tokens.cache_scale], self.plan.size)
+            return super()._joined(branch, layer, x, gated, chosen, state, out)
+        joined, mean = self._add_restored(x, y, gate, chosen, state[f"delta_{branch}.{layer}"])
         self.workspace.keep_mean(joined, mean)
         return joined
 

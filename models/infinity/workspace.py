@@ -68,8 +68,6 @@ class Workspace:
     modulation: Tensor
     head: Tensor
     lengths: Tensor
-    chosen: tuple[Tensor, Tensor] | None
-    """Tokens of the last choice `[R, n]`, and each token's place among them `[R, N]`."""
 
     def __init__(self, model: Infinity, arena: Arena) -> None:
         self.arena = arena
@@ -78,14 +76,13 @@ class Workspace:
         self._mean: tuple[Tensor, Tensor] | None = None
         self._part: tuple[Tensor, Tensor] | None = None
         self._tokens: KeptTokens | None = None
-        self.chosen = None
 
     def begin(self, condition: Condition) -> None:
         """Modulation of all layers at once, and the text's length: what depends on the text alone."""
         self.modulation = (self.gates + condition.shared).squeeze(2)  # [L, R, 6, C]
         self.head = condition.head
         self.lengths = (condition.mask == 0).sum(dim=(1, 2, 3))
-        self._ready = self._mean = self._part = self._tokens = self.chosen = None
+        self._ready = self._mean = self._part = self._tokens = None
 
     def tokens_of(self, kept: Tensor, count: int, rope: Rope | None) -> KeptTokens:
         """The kept tokens of a scale; the same as long as it is the same choice."""

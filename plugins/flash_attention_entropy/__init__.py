@@ -1,5 +1,7 @@
 """`toprovar::flash_attention_entropy`: attention that also returns the entropy of every query's distribution.
 
+`toprovar::flash_attention` is the same without entropy.
+
 A torch op, not a function, so that torch.export keeps it as one node and each target maps it to its own kernel: Triton on a
 GPU, the definition elsewhere. Entropy averaged over heads has no kernel of its own: `e` is a 64th of the bytes of `o` at
 D = 128, so the mean over it is one small pass, and a sum over programs of different heads would change from run to run.
@@ -8,6 +10,7 @@ D = 128, so the mean over it is one small pass, and a sum over programs of diffe
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -34,7 +37,7 @@ def _(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
     if scale < 0:
         q, scale = -q, -scale
-    q, k, v = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (q, k, v))
+    q, k, v = _readable(q, k, v)
     return forward(q, k, v, scale)
 
 
@@ -46,8 +49,28 @@ def _(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     return output, q.new_empty((batch, heads, queries), dtype=entropy_dtype)
 
 
+def _readable(*tensors: Tensor) -> Iterator[Tensor]:
+    """As they are where a kernel can read them, else copies."""
+    return (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in tensors)
+
+
 def _has_kernel(q: Tensor) -> bool:
     return q.dtype in (torch.float16, torch.bfloat16, torch.float32) and q.shape[-1] % 16 == 0 and q.shape[-1] <= WIDEST
+
+
+@torch.library.custom_op("toprovar::flash_attention", mutates_args=())
+def _flash_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """The kernels without entropy, as one op under torch.compile."""
+    from .launch import forward
+
+    q, k, v = _readable(q, k, v)
+    return forward(q, k, v, scale, entropy=False)[0]
+
+
+@_flash_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    batch, heads, queries, width = q.shape
+    return q.new_empty((batch, queries, heads, width)).transpose(1, 2)
 
 
 def flash_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -64,9 +87,7 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """
     if not q.is_cuda or not _has_kernel(q):
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
-    from .launch import forward
-
-    return forward(q, k, v, scale, entropy=False)[0]
+    return torch.ops.toprovar.flash_attention(q, k, v, scale)  # type: ignore[no-any-return]
 
 
 def flash_attention_entropy(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -26,21 +26,19 @@ from toprovar.models.infinity.vae import to_uint8
 from toprovar.models.load import LoadedModel, WeightOptions, load_model
 from toprovar.models.plain_steps import compile_blocks, shapes_of
 from toprovar.models.rungs import build_rungs, generate_rungs
-from toprovar.models.state import State
 from toprovar.models.step import ScaleStep
-from toprovar.plugins.token_select import slots_of
 from toprovar.profiles.baselines import dense
-from toprovar.profiles.plan import plan_scales
+from toprovar.profiles.plan import ScalePlan, plan_scales
 from toprovar.profiles.schedule import TokenRule
 from toprovar.runtime.cuda_engine import CudaEngine
 from toprovar.runtime.loop import Images
 from toprovar.runtime.text import TextSource
-from torch import Tensor
 
 SEEDS = (11, 12, 13, 14)
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")))
 ALL = [case for case in cases() if case.family != "infinity" and not case.refused]
 SHARED = [Case(matrix_cases.SHARED, policy, 1.0, guided) for policy in ("dense", "entropy-cache") for guided in (True, False)]
+BY_BRANCH = [Case(family, "fastvar", 1.0, True) for family in ("var", "hart")]
 PRUNED = [Case(family, "entropy-cache", 1.0, True) for family in ("var", "hart")]
 HALF = [Case(family, policy, 1.0, True) for family in ("var", "hart") for policy in ("entropy-hold", "entropy-cache")]
 ROUNDED = 20
@@ -120,15 +118,11 @@ def test_a_replay_allocates_nothing(case: Case, opened: Open) -> None:
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
 
 
-@pytest.mark.parametrize("case", [Case(family, "entropy-cache", 1.0, True) for family in ("var", "hart")], ids=str)
-def test_pruned_layers_put_back_at_once_draw_the_same(case: Case, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, on the definition of its kernel."""
-
-    def put_back(step: ScaleStep, layer: int, x: Tensor, index: Tensor, y: Tensor, state: State) -> Tensor:
-        return step._put_back_fused(layer, x, slots_of(index, x.shape[1]), y, state)
-
+@pytest.mark.parametrize("case", [*PRUNED, *BY_BRANCH], ids=str)
+def test_tokens_chosen_and_put_back_by_kernels_draw_the_same(case: Case, opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, on the definitions of its kernels."""
     expected, _ = expected_images(case)
-    monkeypatch.setattr(ScaleStep, "_put_back", put_back)
+    monkeypatch.setattr(ScaleStep, "_uses_kernels", lambda step, x: True)
     found = drawn(opened(case, "cpu"), case, [0, 1, 2, 3]).uint8()
     assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
 
@@ -155,26 +149,37 @@ def test_every_policy_draws_in_bf16(case: Case, opened: Open) -> None:
     assert difference.max() <= ROUNDED
 
 
-@pytest.mark.parametrize("case", PRUNED, ids=str)
+@pytest.mark.parametrize("case", [*PRUNED, *BY_BRANCH], ids=str)
 def test_a_block_is_one_graph_and_compiled_once_a_shape(case: Case) -> None:
     """A break would go back to Python in every block, and a graph a layer would soon exceed what may be compiled."""
-    graphs: list[torch.fx.GraphModule] = []
+    model, graphs = model_of(case), list[torch.fx.GraphModule]()
+    plans = plan_scales(schedule_of(case, model.profile))
+    steps = family_of(model.profile).fast_steps(model, plans, 1)
+    compile_blocks(steps.steps, fullgraph=True, backend=kept_in(graphs))
+    text = model.text.encode_prompts(PROMPTS[case.family][:1])
+    with torch.inference_mode():
+        rows = condition_rows(model.transformer, text.features, text.lengths, True)
+        steps.run(*rows, image_noise(model.profile, SEEDS[:1]))
+    calls = [call for plan in plans for layer in plan.layers for call in compiled_calls(plan, layer)]
+    assert len(graphs) == len(set(calls)) < len(calls)
+
+
+def kept_in(graphs: list[torch.fx.GraphModule]) -> Callable[..., Callable[..., object]]:
+    """A backend that compiles nothing and keeps what it is given."""
 
     def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
         graphs.append(graph)
         return graph.forward
 
-    model = model_of(case)
-    plans = plan_scales(schedule_of(case, model.profile))
-    steps = family_of(model.profile).fast_steps(model, plans, 1)
-    compile_blocks(steps.steps, fullgraph=True, backend=backend)
-    text = model.text.encode_prompts(PROMPTS[case.family][:1])
-    with torch.inference_mode():
-        rows = condition_rows(model.transformer, text.features, text.lengths, True)
-        steps.run(*rows, image_noise(model.profile, SEEDS[:1]))
-    reads = {(plan, layer): plan.writes_entropy and layer == plan.entropy_layer for plan in plans for layer in plan.layers}
-    shapes = {(plan.kept[layer], plan.past[layer], entropy) for (plan, layer), entropy in reads.items()}
-    assert len(graphs) == len(shapes) < len(reads)
+    return backend
+
+
+def compiled_calls(plan: ScalePlan, layer: int) -> list[tuple[object, ...]]:
+    """What a layer calls, by all that makes another graph of it."""
+    attended = plan.kept[layer], plan.past[layer], plan.writes_entropy and layer == plan.entropy_layer
+    if layer in plan.branch_layers or layer in plan.writes_branches:
+        return [("attention", *attended), ("mlp", plan.kept[layer])]
+    return [("whole", *attended)]
 
 
 @torch.inference_mode()
@@ -189,15 +194,10 @@ def test_scales_of_many_shapes_share_what_is_compiled(family: str) -> None:
         rules[scale] = replace(rules[scale], tokens=tokens)
     plans = plan_scales(replace(dense(profile), scales=tuple(rules)))
     steps, graphs = family_of(profile).fast_steps(model, plans, 1), list[torch.fx.GraphModule]()
-
-    def backend(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
-        graphs.append(graph)
-        return graph.forward
-
     text = model.text.encode_prompts(PROMPTS[family][:1])
     given = *condition_rows(model.transformer, text.features, text.lengths, True), image_noise(profile, SEEDS[:1])
     expected = steps.run(*given)
-    compile_blocks(steps.steps, fullgraph=True, backend=backend)
+    compile_blocks(steps.steps, fullgraph=True, backend=kept_in(graphs))
     assert torch.equal(steps.run(*given), expected)
     # one token is a shape of its own, and so is a layer whose entropy is read
     assert len(graphs) <= len(plans) + 4 < sum(shapes_of(plan) for plan in plans)

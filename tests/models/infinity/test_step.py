@@ -225,9 +225,9 @@ def test_rows_choose_their_own_tokens() -> None:
     plan = plan_scales(with_tokens(**BRANCHED))[-1]
     x = torch.randn(4, plan.count, 64, generator=torch.Generator().manual_seed(0))
     step = ScaleStep(model, profile, plan)
-    index = step._branch_tokens("mlp", 0, x, None, {})
-    assert index is not None
-    assert len({tuple(row.tolist()) for row in index}) == 4
+    chosen = step._branch_tokens("mlp", 0, x, None, {})
+    assert chosen is not None
+    assert len({tuple(row.tolist()) for row in chosen.index}) == 4
     assert step._branch_tokens("mlp", 1, x, None, {}) is None
 
 
