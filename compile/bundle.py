@@ -108,7 +108,7 @@ def _jobs(model: LoadedModel, schedule: Schedule, store: WeightStore) -> Iterato
     yield "condition.onnx", "condition", lambda: export_conditioning(model.transformer, store)
     for plan, file in scale_files(schedule).items():
         step = family_of(profile).step(model, plan)
-        yield file, plan, lambda step=step: export_scale(step, store)  # type: ignore[misc]
+        yield file, plan.computed, lambda step=step: export_scale(step, store)  # type: ignore[misc]
     latent = (profile.transformer.latent_channels, *profile.latent_size)
     yield "decoder.onnx", "decoder", lambda: export_decoder(model.decoder, latent, store)
     if "view.onnx" in graph_files(schedule):

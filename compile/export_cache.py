@@ -63,7 +63,7 @@ def exported_once(model: LoadedModel, what: Hashable, store: WeightStore, export
         constants = [name for name in graph.weights.values() if name.startswith(CONSTANTS)]
         return graph, {name: store.tensors[name] for name in constants}
 
-    key = (model.profile.digest(), model.weights_digest(), str(model.weight.dtype), what)
+    key = (model.profile.graph_digest(), model.weights_digest(), str(model.weight.dtype), what)
     graph, tensors = kept_once(key, made)
     for name, tensor in tensors.items():
         store.tensors.setdefault(name, tensor)

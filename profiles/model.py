@@ -106,6 +106,13 @@ class ModelProfile:
         """SHA-256 of everything that changes the model's graph or its images."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
+    def graph_digest(self) -> str:
+        """The same of what changes the graphs: numbers that they take as inputs do not."""
+        data = asdict(self)
+        for name in self.sampling.controls:
+            del data["sampling"][name]
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
     def to_dict(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
 

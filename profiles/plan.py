@@ -80,6 +80,11 @@ class ScalePlan:
         return 2 if self.guidance else 1
 
     @property
+    def computed(self) -> ScalePlan:
+        """The plan without what the scale's function does not depend on: of two that are equal so, the graphs are the same."""
+        return replace(self, drops_guidance=False, entropy_layer=self.entropy_layer if self.writes_entropy else 0)
+
+    @property
     def cache_scale(self) -> int | None:
         """The earlier scale that fills what the kept tokens leave, where the fill takes one."""
         return self.tokens.cache_scale if self.tokens is not None else None

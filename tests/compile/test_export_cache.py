@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_model import everything_at_once, small_profile
 from small_var import small_var_profile
 from toprovar.compile import bundle
 from toprovar.compile.export_cache import exported_once, reusing_graphs
 from toprovar.compile.weight_store import Exported, WeightStore
 from toprovar.models.load import LoadedModel, WeightOptions, load_model
-from toprovar.profiles.baselines import baseline
+from toprovar.profiles.baselines import baseline, dense
 from toprovar.profiles.manifest import sha256_of
+from toprovar.profiles.plan import plan_scales
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,8 @@ def test_two_builds_are_the_same_bytes_and_shared_graphs_are_exported_once(
     with reusing_graphs({}):
         digests(model, "dense", tmp_path / "first")
         assert digests(model, "skip-1", tmp_path / "second") == apart
+        # how strong guidance is comes in as a number
+        digests(replace(model, profile=model.profile.with_options(cfg=2.0)), "dense", tmp_path / "other")
     # each once; the scale before the one that is left out keeps no keys, so it is another graph
     scales = len(model.profile.sizes)
     assert exported == [*range(scales), scales - 2]
@@ -65,3 +69,14 @@ def test_graphs_of_other_weights_and_of_another_block_are_made_anew(model: Loade
     with reusing_graphs({}):
         exported_once(model, "condition", store, export)
     assert len(made) == 3
+
+
+def test_what_no_graph_reads_makes_no_other_graph() -> None:
+    """Which layer's entropy would be read, were it read, and whether the caller drops rows before."""
+    schedule = dense(small_profile())
+    plans, others = (plan_scales(replace(schedule, entropy_layer=layer)) for layer in (0, 1))
+    assert plans != others
+    assert [plan.computed for plan in plans] == [plan.computed for plan in others]
+    assert replace(plans[-1], drops_guidance=True).computed == plans[-1].computed
+    pruned = [plan_scales(replace(everything_at_once(), entropy_layer=layer)) for layer in (0, 1)]
+    assert [one.computed == other.computed for one, other in zip(*pruned, strict=True)].count(False) == 1
