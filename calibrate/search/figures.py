@@ -57,5 +57,6 @@ def singles_chart(found: dict[str, Any]) -> Any:
     axes.set_xlabel("share of the tokens that run")
     axes.set_ylabel("mean squared error")
     axes.set_title("One scale pruned, everything else dense")
-    axes.legend(ncols=2, loc="upper right")
+    if found["single_tokens"]:
+        axes.legend(ncols=2, loc="upper right")
     return figure

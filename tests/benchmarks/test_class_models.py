@@ -16,7 +16,8 @@ REFUSAL = "asks for texts, small-var draws classes; compare it by fidelity"
 
 def test_suites_of_texts_are_refused_and_classes_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """SceneEval and GenEval told a user of VAR to name a file of class names, which would not have helped."""
-    model, engine = ["--model", str(write_var_profile(tmp_path / "var.yaml")), "--weights", "random"], str(tmp_path / "dense")
+    profile, engine = write_var_profile(tmp_path / "var.yaml", patch_nums=(1, 2)), str(tmp_path / "dense")
+    model = ["--model", str(profile), "--weights", "random"]
     assert build_engine(["--policy", "dense", *model, "--out", engine]) == 0
     assert f"--engine {engine} --prompt 0\n" in capsys.readouterr().out
     assert evaluate(["--engine", engine, "--reference", engine, "--suite", "scene", "--limit", "1"]) == 2

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_model import small_profile, write_profile
+from small_model import small_profile
+from small_var import write_var_profile
 from toprovar.benchmarks.sweep.cli import main as sweep
 from toprovar.benchmarks.sweep.front import front, margins
 from toprovar.benchmarks.sweep.policies import check_policies, default_policies, family
@@ -78,8 +79,10 @@ def test_margin_is_to_the_line_between_the_best_of_the_others() -> None:
 def test_sweep_writes_everything_and_resumes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "prompts.txt").write_text("a red star\ntwo rings\n")
-    out, model = tmp_path / "out", ["--model", str(write_profile(tmp_path / "small.yaml")), "--weights", "random"]
+    (tmp_path / "prompts.txt").write_text("3\n7\n")
+    # few scales: exporting them is what takes the time
+    profile = write_var_profile(tmp_path / "small.yaml", patch_nums=(1, 2, 4))
+    out, model = tmp_path / "out", ["--model", str(profile), "--weights", "random"]
     command = [*model, "--prompts", str(tmp_path / "prompts.txt"), "--calibration-prompts", str(tmp_path / "prompts.txt")]
     command += ["--policies", "skip-1", "auto@1.5", "--timed", "1", "--warm-up", "0", "--out", str(out)]
     assert sweep([*command[:-2], "--out", str(out)]) == 0
@@ -89,8 +92,8 @@ def test_sweep_writes_everything_and_resumes(
     assert lines["dense"]["psnr_db"] == ""
     assert float(lines["skip-1"]["psnr_db"]) > 5
     assert float(lines["auto@1.5"]["flops_speedup"]) >= 1.5
-    # random weights followed the calibration's seed, and what was calibrated was compared with another model
-    assert float(lines["auto@1.5"]["psnr_db"]) > 25
+    # random weights follow the calibration's seed in every engine; compared with those of another seed it would be 8 dB
+    assert float(lines["auto@1.5"]["psnr_db"]) > 15
     assert float(lines["skip-1"]["latency_min_ms"]) <= float(lines["skip-1"]["latency_ms"])
     page = (out / "report.html").read_text()
     assert page.count("data:image/jpeg") == 4
@@ -115,8 +118,8 @@ def test_sweep_writes_everything_and_resumes(
 def test_calibrated_schedules_of_another_sweep_are_measured_as_they_are(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "prompts.txt").write_text("a red star\n")
-    profile = load_profile(str(write_profile(tmp_path / "small.yaml")))
+    (tmp_path / "prompts.txt").write_text("3\n")
+    profile = load_profile(str(write_var_profile(tmp_path / "small.yaml", patch_nums=(1, 2, 4))))
     ready = tmp_path / "earlier" / "policies" / "auto@2" / "schedule.yaml"
     ready.parent.mkdir(parents=True)
     baseline("skip-1", profile).save(ready)
