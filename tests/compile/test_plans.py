@@ -27,6 +27,7 @@ from toprovar.compile.build_report import REPORT, report_table
 from toprovar.compile.bundle import build_bundle
 from toprovar.compile.graphs import export_scale
 from toprovar.compile.plan_bundle import kept_folder
+from toprovar.compile.plan_inputs import plan_model
 from toprovar.compile.plan_options import PlanOptions
 from toprovar.compile.plan_record import Limits
 from toprovar.compile.plans import PlanBuilder
@@ -239,13 +240,12 @@ def test_key_holds_what_changes_a_plan(first_scale: Exported, tmp_path: Path) ->
     same = PlanBuilder(kit, options()).build(tmp_path / "b.plan", first_scale, limits, {})
     assert first.key == same.key
     assert first.bytes == same.bytes
-    others = [
-        PlanBuilder(kit, options(opt_level=1)).build(tmp_path / "c.plan", first_scale, limits, {}),
-        PlanBuilder(kit, options(sm=(80, 89))).build(tmp_path / "c.plan", first_scale, limits, {}),
-        PlanBuilder(kit, options()).build(tmp_path / "c.plan", first_scale, replace(limits, text=9), {}),
-    ]
-    assert len({first.key, *(other.key for other in others)}) == 4
-    assert {path.name for path in tmp_path.iterdir()} == {"a.plan", "b.plan", "c.plan"}
+    model = plan_model(first_scale, plugins=False, operator=kit.attention)
+    changed = [(options(opt_level=1), limits), (options(sm=(80, 89)), limits), (options(), replace(limits, text=9))]
+    keys = [PlanBuilder(kit, opts)._key(model, most) for opts, most in [(options(), limits), *changed]]
+    assert keys[0] == first.key
+    assert len(set(keys)) == 4
+    assert {path.name for path in tmp_path.iterdir()} == {"a.plan", "b.plan"}
 
 
 @pytest.fixture

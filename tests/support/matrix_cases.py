@@ -21,10 +21,10 @@ SHARED = "var-shared"
 """VAR with one modulation for all blocks, beside the families: what is its own is made before the first scale."""
 ASPECTS = {"infinity": (1.0, 2.0, 0.667), "var": (1.0,), SHARED: (1.0,), "hart": (1.0,)}
 """Height over width; VAR and HART draw squares only."""
-OBLONG = {2.0: ("dense", "skip-1+noguide-3", "fastvar", "entropy-cache"), 0.667: ("dense", "skip-1", "fastvar", "entropy-hold")}
-"""Policies of upright images, with guidance, and of wide ones, without."""
+OBLONG = {2.0: ("dense", "skip-1", "fastvar", "entropy-hold"), 0.667: ("skip-2+noguide-4",)}
+"""Policies of upright images, without guidance, and of wide ones, with it."""
 UNGUIDED_SQUARES = {"infinity": (), "var": ("dense", "skipvar", "entropy-cache"), "hart": ()}
-"""Policies of squares without guidance: with wide images, each that needs none meets a model without it.
+"""Policies of squares without guidance: with upright images, each that needs none meets a model without it.
 
 HART without guidance has a test of its own (`tests/models/hart/test_bundle.py`).
 """
@@ -66,7 +66,7 @@ def cases() -> Iterator[Case]:
         yield from (Case(family, policy, 1.0, True) for policy in POLICIES)
         yield from (Case(family, policy, 1.0, False) for policy in (*UNGUIDED_SQUARES[family], *sorted(NEEDS_GUIDANCE)))
         for aspect in ASPECTS[family][1:]:
-            yield from (Case(family, policy, aspect, aspect > 1) for policy in OBLONG[aspect])
+            yield from (Case(family, policy, aspect, aspect < 1) for policy in OBLONG[aspect])
 
 
 def model_of(case: Case) -> LoadedModel:
