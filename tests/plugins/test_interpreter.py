@@ -17,8 +17,8 @@ def test_kernels_in_the_interpreter() -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU is here: the same tests run on it")
     folder = Path(__file__).parent / "kernels"
-    # to a kernel fp16 is another bf16, and the interpreter takes half a second a case
-    chosen = ["-k", "not torch.float16"]
+    # to a kernel fp16 is another bf16, and the interpreter takes a second a case
+    chosen = ["-k", "not torch.float16 and not (test_selection_matches and (4096 or 144))"]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", *chosen, str(folder)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=folder.parents[2])

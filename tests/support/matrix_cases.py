@@ -21,7 +21,7 @@ SHARED = "var-shared"
 """VAR with one modulation for all blocks, beside the families: what is its own is made before the first scale."""
 ASPECTS = {"infinity": (1.0, 2.0, 0.667), "var": (1.0,), SHARED: (1.0,), "hart": (1.0,)}
 """Height over width; VAR and HART draw squares only."""
-OBLONG = {2.0: ("dense", "skip-1", "fastvar", "entropy-hold"), 0.667: ("skip-2+noguide-4",)}
+OBLONG = {2.0: ("dense", "skip-1", "fastvar", "entropy-hold"), 0.667: ("skip-3",)}
 """Policies of upright images, without guidance, and of wide ones, with it."""
 UNGUIDED_SQUARES = {"infinity": (), "var": ("dense", "skipvar", "entropy-cache"), "hart": ()}
 """Policies of squares without guidance: with upright images, each that needs none meets a model without it.
