@@ -13,12 +13,26 @@ from shared_graphs import SharedGraphs
 from toprovar.compile.export_cache import reusing_graphs
 
 ROOT = Path(__file__).parent.parent
-LONG_FILES = ("test_matrix.py", "test_tiny_plans.py", "test_search.py", "test_interpreter.py", "test_plans.py", "test_sweep.py")
+LONG_FILES = (
+    "matrix",
+    "tiny_plans",
+    "plans",
+    "interpreter",
+    "plan_families",
+    "search",
+    "sweep",
+    "bundle",
+    "rungs",
+    "adaptive",
+    "reuse",
+    "report",
+    "onnx_costs",
+)
 """These run first: a worker that began the longest file last would leave the other one idle."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {name: place for place, name in enumerate(LONG_FILES)}
+    places = {f"test_{name}.py": place for place, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
