@@ -50,8 +50,19 @@ class Branching(Restoring):
     def _farthest(self, x: Tensor, count: int) -> BranchTokens:
         """Of a stream `[R, N, C]` the tokens farthest from the row's mean token."""
         if self._uses_kernels(x):
-            return BranchTokens(*select_with_slots(token_distance(x), count, largest=True))
+            return BranchTokens(*select_with_slots(token_distance(x, self._mean(x)), count, largest=True))
         return BranchTokens(farthest_tokens(x, count))
+
+    def _gate(self, branch: str, layer: int, rows: int) -> Tensor | None:
+        """`[R, C]` of a branch that comes before its gate; None for one that comes after it."""
+        return None
+
+    def _mean(self, x: Tensor) -> Tensor | None:
+        """The mean token `[R, C]` of a stream, where it was kept."""
+        return None
+
+    def _keep_mean(self, stream: Tensor, mean: Tensor) -> None:
+        """The mean token of a stream, which the kernel that writes it also leaves."""
 
     def _joined(
         self,
@@ -65,18 +76,21 @@ class Branching(Restoring):
     ) -> Tensor:
         """The stream `[R, N, C]` plus a branch: where a token did not run, its output at the cache scale, enlarged."""
         name, writes = f"delta_{branch}.{layer}", layer in self.plan.writes_branches
+        gate = self._gate(branch, layer, len(x))
         if chosen is not None and not writes and self._uses_kernels(x):
-            return self._add_restored(x, y, None, chosen, state[name])[0]
+            return self._add_restored(x, y, gate, chosen, state[name])
+        if gate is not None:
+            y = y * gate.unsqueeze(1)
         if chosen is not None:
             y = scatter_tokens(tokens_of_map(self.enlarge(state[name])), chosen.index, y)
         if writes:
             out[name] = self._as_map(y)
         return x + y
 
-    def _add_restored(
-        self, x: Tensor, y: Tensor, gate: Tensor | None, chosen: BranchTokens, cached: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The same in one kernel, and the mean token `[R, C]`. A gate `[R, C]` is for y: the cached output is behind it."""
+    def _add_restored(self, x: Tensor, y: Tensor, gate: Tensor | None, chosen: BranchTokens, cached: Tensor) -> Tensor:
+        """The same in one kernel. The gate is for y: the cached output is behind it."""
         slots = slots_of(chosen.index, x.shape[1]) if chosen.slots is None else chosen.slots
         size = cached.shape[-2], cached.shape[-1]
-        return add_restored(x, y, gate, slots, tokens_of_map(cached), size, self.plan.size)
+        joined, mean = add_restored(x, y, gate, slots, tokens_of_map(cached), size, self.plan.size)
+        self._keep_mean(joined, mean)
+        return joined

@@ -104,14 +104,14 @@ class ModelProfile:
 
     def digest(self) -> str:
         """SHA-256 of everything that changes the model's graph or its images."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+        return _sha256(asdict(self))
 
     def graph_digest(self) -> str:
         """The same of what changes the graphs: numbers that they take as inputs do not."""
         data = asdict(self)
         for name in self.sampling.controls:
             del data["sampling"][name]
-        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+        return _sha256(data)
 
     def to_dict(self) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
@@ -132,6 +132,10 @@ class ModelProfile:
             if key in data:
                 data[key] = build(part, data[key], f"{where}: {key}", ProfileError)
         return build(cls, data, where, ProfileError)
+
+
+def _sha256(data: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _parts(family: str, where: str = "") -> FamilyParts:

@@ -13,16 +13,13 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from ...plugins.branch_tokens import token_distance
 from ...plugins.residual_norm import residual_norm
 from ...plugins.rotary_cache import rotary_cache
 from ...plugins.skinny_linear import linear, partial_sums, summed
 from ...plugins.text_attention import text_attention
-from ...plugins.token_select import select_with_slots
 from ...profiles.model import ModelProfile
 from ...profiles.plan import ScalePlan
 from .. import step as base
-from ..branches import BranchTokens
 from ..generate import Noise, run_scales
 from ..layers import attend
 from ..state import Rope, State
@@ -160,29 +157,14 @@ class FusedStep(ScaleStep):
         # without a GPU their definitions
         return True
 
-    def _farthest(self, x: Tensor, count: int) -> BranchTokens:
-        return BranchTokens(*select_with_slots(token_distance(x, self.workspace.mean(x)), count, largest=True))
+    def _mean(self, x: Tensor) -> Tensor | None:
+        return self.workspace.mean(x)
 
-    def _joined(
-        self,
-        branch: str,
-        layer: int,
-        x: Tensor,
-        y: Tensor,
-        chosen: BranchTokens | None,
-        state: Mapping[str, Tensor],
-        out: State,
-    ) -> Tensor:
-        gate = self._gate(branch, layer, len(x))
-        if chosen is None or layer in self.plan.writes_branches:
-            gated = y if gate is None else y * gate.unsqueeze(1)
-            return super()._joined(branch, layer, x, gated, chosen, state, out)
-        joined, mean = self._add_restored(x, y, gate, chosen, state[f"delta_{branch}.{layer}"])
-        self.workspace.keep_mean(joined, mean)
-        return joined
+    def _keep_mean(self, stream: Tensor, mean: Tensor) -> None:
+        self.workspace.keep_mean(stream, mean)
 
     def _gate(self, branch: str, layer: int, rows: int) -> Tensor | None:
-        """`[R, C]`; attention to the text has none."""
+        # attention to the text has none
         place = {"attention": GAMMA1, "mlp": GAMMA2}.get(branch)
         return None if place is None else self.workspace.modulation[layer, :rows, place]
 
