@@ -76,7 +76,7 @@ class Branching(Restoring):
     ) -> Tensor:
         """The stream `[R, N, C]` plus a branch: where a token did not run, its output at the cache scale, enlarged."""
         name, writes = f"delta_{branch}.{layer}", layer in self.plan.writes_branches
-        gate = self._gate(branch, layer, len(x))
+        gate = self._gate(branch, layer, x.shape[0])  # not len(), which an export takes for a constant
         if chosen is not None and not writes and self._uses_kernels(x):
             return self._add_restored(x, y, gate, chosen, state[name])
         if gate is not None:
