@@ -24,7 +24,7 @@ demo: .venv/ready
 	$(BIN)/build-engine --policy dense --out $(DEMO)/dense
 	$(BIN)/run-engine --engine $(DEMO)/engine --prompts profiles/tiny/demo_prompts.txt --output $(DEMO)/images
 	$(BIN)/python -m toprovar.benchmarks.side_by_side --engines $(DEMO)/dense $(DEMO)/engine \
-		--prompts profiles/tiny/demo_prompts.txt --picture $(DEMO)/side_by_side.png
+		--prompts profiles/tiny/demo_prompts.txt --same-seed --picture $(DEMO)/side_by_side.png
 	@echo
 	@echo "images         $(DEMO)/images/"
 	@echo "side by side   $(DEMO)/side_by_side.png"

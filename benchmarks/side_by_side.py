@@ -22,7 +22,7 @@ from ..profiles.tables import table
 from .evaluate.cli import prompts_of
 
 if TYPE_CHECKING:
-    from .evaluate.drawing import Tally
+    from .evaluate.drawing import Job, Tally
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--scene-eval", action="store_true", help="the 300 fixed prompts of SceneEval, and their score")
     parser.add_argument("--limit", type=int, help="of SceneEval, the first N prompts of each task only")
     parser.add_argument("--seed", type=int, default=0, help="of the first prompt; prompt i is drawn with seed + i")
+    parser.add_argument("--same-seed", action="store_true", help="draw every prompt with --seed, as run-engine does")
     parser.add_argument("--warm-up", type=int, default=2, help="images drawn before timing (default: 2)")
     parser.add_argument("--threads", type=int, help="threads (default: all cores)")
     parser.add_argument("--picture", type=Path, help="PNG with the first prompts, a row an engine")
@@ -40,25 +41,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw, compare, print."""
     need_ssim()
-    from .evaluate.drawing import Drawer, Readers, jobs_of, tally
+    from .evaluate.drawing import Drawer, Job, Readers, jobs_of, tally
     from .evaluate.scenes import chosen_prompts, detector
     from .evaluate.summary import machine, records, rows
 
     judged = chosen_prompts(args.limit) if args.scene_eval else None
     prompts = prompts_of(args.prompts, None) if judged is None else [prompt.prompt for prompt in judged]
+    jobs = [Job(prompt, args.seed) for prompt in prompts] if args.same_seed else jobs_of(prompts, args.seed)
     readers = Readers(None if judged is None else detector())
     drawers = [Drawer(folder, args.threads) for folder in args.engines]
-    tallies = tally(drawers, jobs_of(prompts, args.seed), readers, args.warm_up)
+    tallies = tally(drawers, jobs, readers, args.warm_up)
     found = records(drawers, tallies, judged)
     print(table(rows(found)))
     if args.picture:
-        _picture(args.picture, found, tallies, prompts)
+        _picture(args.picture, found, tallies, jobs)
         print(f"picture  {args.picture}")
-    print(json.dumps({**machine(args.threads), "prompts": len(prompts), "seed": args.seed, "engines": found}))
+    facts = {"prompts": len(prompts), "seed": args.seed, "same_seed": args.same_seed}
+    print(json.dumps({**machine(args.threads), **facts, "engines": found}))
     return 0
 
 
-def _picture(path: Path, found: Sequence[dict[str, Any]], tallies: Sequence[Tally], prompts: Sequence[str]) -> None:
+def _picture(path: Path, found: Sequence[dict[str, Any]], tallies: Sequence[Tally], jobs: Sequence[Job]) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -73,7 +76,9 @@ def _picture(path: Path, found: Sequence[dict[str, Any]], tallies: Sequence[Tall
             axis.set_xticks([])
             axis.set_yticks([])
             if row == 0:
-                axis.set_title("\n".join(textwrap.wrap(prompts[column].removeprefix("a photo of "), 24)), fontsize=7)
+                job = jobs[column]
+                lines = [*textwrap.wrap(job.prompt.removeprefix("a photo of "), 24), f"seed {job.seed}"]
+                axis.set_title("\n".join(lines), fontsize=7)
         axes[row][0].set_ylabel(f"{record['policy']}\n{record['latency_ms'][0]:.0f} ms", fontsize=9)
     figure.tight_layout(pad=0.4)
     path.parent.mkdir(parents=True, exist_ok=True)

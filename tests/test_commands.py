@@ -170,3 +170,17 @@ def test_side_by_side_compares_with_the_first_engine(work: Path, capsys: pytest.
     assert record["prompts"] == 4
     assert record["engines"][0]["latency_ms"][0] > 0
     assert Image.open(picture).size[0] > 400
+
+
+def test_side_by_side_draws_the_images_of_run_engine(work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`run-engine` draws every prompt with one seed."""
+    shown: list[np.ndarray] = []
+    module = "toprovar.benchmarks.side_by_side"
+    monkeypatch.setattr(f"{module}._picture", lambda path, found, tallies, jobs: shown.extend(tallies[0].pictures))
+    prompts, out = ["--prompts", str(work / "prompts.txt"), "--seed", "3"], work / "same"
+    assert run_engine(["--engine", str(work / "engine"), *prompts, "--output", str(out)]) == 0
+    options = ["--warm-up", "0", "--same-seed", "--picture", str(work / "same.png")]
+    assert side_by_side(["--engines", str(work / "engine"), *prompts, *options]) == 0
+    assert len(shown) == 4
+    for path, pixels in zip(sorted(out.iterdir()), shown, strict=True):
+        np.testing.assert_array_equal(pixels, np.asarray(Image.open(path)))
