@@ -10,13 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from ..compile.graphs import export_conditioning, export_decoder, export_scale
+from ..compile.graphs import export_conditioning, export_decoder, export_scale, export_view
 from ..compile.weight_store import Exported, WeightStore, place
 from ..models.family import family_of, stored_modules
 from ..models.load import LoadedModel
+from ..models.rungs import View
+from ..profiles.costs import DecisionTime
+from ..profiles.decision import observe
 from ..profiles.manifest import WEIGHTS
 from ..profiles.plan import ScalePlan
+from ..profiles.schedule import Schedule
 from ..runtime.engine import input_types, open_session, session_options
+from .decision_probes import tokens_before
 
 LOW, HIGH = 0.5, 1.5
 """Range of made-up state: no zeros, no denormal numbers."""
@@ -69,6 +74,24 @@ class GraphTimes:
             ),
         }
         return self._time(graphs, (("condition", batch * rows), ("decoder", batch)))
+
+    def decision(self, schedule: Schedule, batch: int) -> DecisionTime:
+        """Time what a schedule with rungs looks at, and the numbers that it reads off it."""
+        decision, transformer = schedule.decision, self.model.profile.transformer
+        assert decision is not None, "only a schedule with rungs decides"
+        ms, size = 0.0, self.model.profile.sizes[decision.scale]
+        if decision.view is not None:
+            view = View(self.model.decoder, self.model.profile, decision)
+            graph = export_view(view, (transformer.latent_channels, *self.model.profile.latent_size), self.store)
+            ms, size = 2 * self._time({"view": graph}, [("view", batch)])["view", batch], view.size
+        seen = np.random.default_rng(0).uniform(LOW, HIGH, (batch, 1 if decision.view is None else 3, *size))
+        spent = []
+        for _ in range(1 + self.rounds):
+            start = time.perf_counter()
+            decision.pick(observe(decision, lambda: seen, lambda: (seen, seen)))
+            spent.append((time.perf_counter() - start) * 1000)
+        ms += statistics.median(spent[1:])
+        return DecisionTime(features=decision.features, tokens=tokens_before(schedule), ms=ms)
 
     def _time(self, graphs: Mapping[str, Exported], runs: Iterable[tuple[str, int]]) -> Times:
         layout = self.store.save(self.folder / WEIGHTS)

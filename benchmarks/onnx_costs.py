@@ -21,7 +21,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 from ..profiles.baselines import dense
 from ..profiles.console import add_model_arguments, chosen_profile, run_command
@@ -29,7 +28,8 @@ from ..profiles.costs import CostTable, LayerTime, ScaleTime
 from ..profiles.errors import ToprovarError
 from ..profiles.plan import TEXT_TOKENS, ScalePlan, plan_scales
 from ..profiles.schedule import TokenRule
-from ..profiles.tables import table
+from .cost_lines import shown_costs
+from .decision_probes import decision_probes
 
 SHARES = (0.5, 0.1)
 """Of a scale's tokens, beside all of them; fewer than the least are priced as it."""
@@ -138,6 +138,7 @@ def run(args: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="toprovar-costs-") as folder:
         timer = GraphTimes(model, Path(folder), args.threads, text, args.rounds)
         fixed = timer.fixed(args.batch, 2 if profile.sampling.guided else 1)
+        decisions = [timer.decision(schedule, args.batch) for schedule in decision_probes(profile)]
         for plan in tqdm(plan_scales(dense(profile)), unit="scale", desc="onnx_costs", disable=None):
             plans = probes(plan)
             found = times_of(plans, timer.scale(plans, runs(plans, args.batch)), args.batch)
@@ -155,29 +156,19 @@ def run(args: argparse.Namespace) -> int:
         decoder_ms=decoder,
         layers=tuple(layers),
         scales=tuple(scales),
+        decisions=tuple(decisions),
         notes={"rounds": args.rounds, "text_tokens": text, "threads": threads, "spread": round(timer.spread, 3)},
     )
     costs.save(args.save_costs)
     if timer.spread > SPREAD_MAX:
-        told = (
+        warning = (
             f"times vary by {timer.spread:.0%} around their medians, so predictions will be off; measure again when it is idle"
         )
-        print(f"onnx_costs: warning: the machine is not quiet: {told}", file=sys.stderr)
-    _tell(costs, args.save_costs, profile)
+        print(f"onnx_costs: warning: the machine is not quiet: {warning}", file=sys.stderr)
+    print(f"{shown_costs(costs)}; {args.save_costs}")
+    told = {"costs": str(args.save_costs), "dense_ms": round(costs.predict(dense(profile)), 2), "points": len(costs.layers)}
+    print(json.dumps(told))
     return 0
-
-
-def _tell(costs: CostTable, path: Path, profile: Any) -> None:
-    """The dense model by the table, scale by scale, on stdout; the last line is JSON."""
-    rows = [["scale", "tokens", "rows", "beside ms", "layer ms", "scale ms"]]
-    schedule = dense(profile)
-    for plan in plan_scales(schedule):
-        beside = next(s.ms for s in costs.scales if (s.scale, s.rows) == (plan.scale, plan.rows))
-        layer, whole = costs.layer_ms(plan.scale, plan.rows, plan.count, plan.past[0]), costs.scale_ms(plan)
-        rows.append([str(v) for v in (plan.scale, plan.count, plan.rows)] + [f"{ms:.2f}" for ms in (beside, layer, whole)])
-    print(f"{costs.target}, {costs.device}, batch {costs.batch}\n{table(rows)}")
-    print(f"condition {costs.condition_ms:.1f} ms, decoder {costs.decoder_ms:.1f} ms; {path}")
-    print(json.dumps({"costs": str(path), "dense_ms": round(costs.predict(schedule), 2), "points": len(costs.layers)}))
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,7 @@ from .step import ScaleStep
 class View(nn.Module):
     """Summed codes to a small image: what a decision looks at. Both are fp32, between them the decoder's own dtype."""
 
-    def __init__(self, decoder: nn.Module, profile: ModelProfile, decision: Decision) -> None:
+    def __init__(self, decoder: Callable[[Tensor], Tensor], profile: ModelProfile, decision: Decision) -> None:
         super().__init__()
         assert decision.view is not None, "only the features 'detail' look at images"
         (h, w), side = profile.sizes[decision.view], profile.transformer.token_side
@@ -31,7 +31,7 @@ class View(nn.Module):
 
     def forward(self, summed: Tensor) -> Tensor:
         """`[B, d, H, W]` -> `[B, 3, h, w]` in [-1, 1]."""
-        return self.decoder(resize(summed, self.size)).float().clamp(-1, 1)  # type: ignore[no-any-return]
+        return self.decoder(resize(summed, self.size)).float().clamp(-1, 1)
 
 
 @dataclass(frozen=True)

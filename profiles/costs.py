@@ -59,6 +59,21 @@ class ScaleTime:
     ms: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionTime:
+    """What picking a rung costs beside the scales: the look at the images, the wait for the host, the state taken along.
+
+    Attributes:
+        features: What is looked at, see `decision.FEATURES`.
+        tokens: Of all scales up to the decision.
+        ms: For all images of the table's batch.
+    """
+
+    features: str
+    tokens: int
+    ms: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class CostTable:
     """Measured times of one model on one target.
@@ -75,6 +90,7 @@ class CostTable:
         layers: Measured points.
         scales: One entry a scale and number of rows.
         notes: How it was measured; nothing in it changes a prediction.
+        decisions: Measured points of picking a rung; without any, schedules with rungs have no price.
     """
 
     target: str
@@ -88,20 +104,23 @@ class CostTable:
     layers: tuple[LayerTime, ...]
     scales: tuple[ScaleTime, ...]
     notes: dict[str, Any] = field(default_factory=dict)
+    decisions: tuple[DecisionTime, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("layers", "scales"):
+        for name in ENTRIES:
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not isinstance(self.batch, int) or self.batch < 1:
             raise CostError(f"batch must be a whole number >= 1, got {self.batch!r}")
         for name, entries, keys in (
             ("layers", self.layers, ("scale", "rows", "tokens", "past")),
             ("scales", self.scales, ("scale", "rows")),
+            ("decisions", self.decisions, ("features", "tokens")),
         ):
             points = [tuple(getattr(entry, key) for key in keys) for entry in entries]
             if twice := [point for point, count in Counter(points).items() if count > 1]:
                 raise CostError(f"{name}: {', '.join(keys)} {twice[0]} stands there twice")
-        times = [self.condition_ms, self.decoder_ms, *(e.ms for e in self.layers), *(e.ms for e in self.scales)]
+        times = [self.condition_ms, self.decoder_ms]
+        times += [entry.ms for entries in (self.layers, self.scales, self.decisions) for entry in entries]
         if not all(isinstance(ms, (int, float)) and math.isfinite(ms) for ms in times):
             raise CostError("a time is no finite number of milliseconds; measure again")
 
@@ -118,7 +137,30 @@ class CostTable:
         """
         if schedule.model != self.model:
             raise CostError(f"the cost table is of model {self.model}, the schedule of {schedule.model}; measure that model")
-        return self.fixed_ms + max(sum(self.scale_ms(plan) for plan in plan_scales(path)) for path in schedule.paths)
+        slowest = max(sum(self.scale_ms(plan) for plan in plan_scales(path)) for path in schedule.paths)
+        return self.fixed_ms + slowest + self.picking_ms(schedule)
+
+    def picking_ms(self, schedule: Schedule) -> float:
+        """Milliseconds that picking a rung takes; 0 for a schedule without rungs.
+
+        Raises:
+            CostError: It was not measured.
+        """
+        if schedule.decision is None:
+            return 0.0
+        before = schedule.scales[: schedule.decision.scale + 1]
+        return self.decision_ms(schedule.decision.features, sum(rule.count for rule in before))
+
+    def decision_ms(self, features: str, tokens: int) -> float:
+        """Milliseconds of picking by some features after so many tokens: linear between measured points, level beyond them.
+
+        Raises:
+            CostError: None was measured.
+        """
+        points = sorted((entry.tokens, entry.ms) for entry in self.decisions if entry.features == features)
+        if not points:
+            raise CostError(f"{self._name}: picking a rung by {features} was not measured; measure the table anew")
+        return float(np.interp(tokens, [at for at, _ in points], [ms for _, ms in points]))
 
     def scale_ms(self, plan: ScalePlan) -> float:
         """Milliseconds of one scale.
@@ -195,11 +237,17 @@ class CostTable:
             raise CostError(f"{path}: is no cost table ({problem}); measure one again") from problem
         if not isinstance(data, dict) or data.pop("format", None) != 1:
             raise CostError(f"{path}: is of another format; this version reads cost tables of format 1")
-        for name, kind in (("layers", LayerTime), ("scales", ScaleTime)):
+        # tables of versions without rungs have no decisions
+        data.setdefault("decisions", [])
+        for name, kind in ENTRIES.items():
             if not isinstance(data.get(name), list):
                 raise CostError(f"{path.name}: {name} must be a list, got {type(data.get(name)).__name__}")
             data[name] = tuple(build(kind, e, f"{path.name}: {name}[{i}]", CostError) for i, e in enumerate(data[name]))
         return build(cls, data, path.name, CostError)
+
+
+ENTRIES = {"layers": LayerTime, "scales": ScaleTime, "decisions": DecisionTime}
+"""Lists of a table, and what stands in them."""
 
 
 def _ranges(curves: dict[int, Curve]) -> str:

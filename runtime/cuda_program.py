@@ -32,6 +32,11 @@ class Inputs:
         self.lengths = torch.ones(text.shape[0], dtype=torch.int64, device=text.device)
         self.noise = [{name: value.clone() for name, value in scale.items()} for scale in noise]
 
+    def write(self, text: Tensor, lengths: Tensor) -> None:
+        """The text to draw from, of the example's shape."""
+        self.text.copy_(text)
+        self.lengths.copy_(lengths)
+
 
 class CudaProgram(Inputs):
     """A captured image.

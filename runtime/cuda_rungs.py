@@ -2,7 +2,7 @@
 
 The host reads the numbers of the decision between the two. A rung's graph runs one image, whichever it is told, so that an
 image does not depend on what others of its batch pick; late scales fill a GPU with one image alone. What an image leaves at
-the decision is read where the first graph wrote it.
+the decision is read where the first graph wrote it, without a copy where it is the only one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +19,7 @@ from ..models.generate import run_scales
 from ..models.infinity.vae import to_uint8
 from ..models.state import State
 from ..profiles.decision import Decision, observe
-from ..profiles.plan import NOISES, NUMBERS, ROWLESS
+from ..profiles.plan import NOISES, NUMBERS
 from . import cuda_program
 
 
@@ -61,16 +62,19 @@ class RungProgram(cuda_program.Inputs):
         """Draw from what stands in `text`, `lengths` and `noise`; `picked` then names each image's rung.
 
         Returns:
-            `[B, h, w, 3]` uint8 RGB.
+            `[B, h, w, 3]` uint8 RGB; of one image a buffer that the next replay overwrites.
         """
         self._first.replay()
         self.picked = self._decision.pick(
             observe(
                 self._decision,
                 lambda: self._after["entropy"].cpu().numpy(),
-                lambda: tuple(image.cpu().numpy() for image in self._seen),
+                lambda: tuple(np.split(self._seen.cpu().numpy(), 2)),
             )
         )
+        if self._batch == 1:
+            self._ends[self.picked[0]].replay()
+            return self._pixels[self.picked[0]]
         images = []
         for index, name in enumerate(self.picked):
             self._image.fill_(index)
@@ -86,26 +90,28 @@ class RungProgram(cuda_program.Inputs):
         own = set(state)
         before = run_scales(steps[:-1], state, self.noise)
         after = run_scales(steps[-1:], before, self.noise)
-        views = (before["summed"], after["summed"]) if self._view is not None else ()
-        self._seen = [self._view(summed) for summed in views if self._view is not None]
+        if self._view is not None:
+            # both at once: images of this size leave most of a GPU idle
+            self._seen = self._view(torch.cat([before["summed"], after["summed"]]))
         # what depends on the text alone is made anew, and every scale has noise and numbers of its own
         self._after = {name: value for name, value in after.items() if name not in {*own, *NOISES, *NUMBERS}}
 
     @torch.inference_mode()
     def _end(self, name: str, steps: ImageSteps | None) -> None:
         """One image from the decision to its pixels."""
-        image = self._image
-        state: State = {key: value[image if key in ROWLESS else self._rows(value)] for key, value in self._after.items()}
+        state: State = {key: self._own(value) for key, value in self._after.items()}
         for key in (key for key in state if key.startswith("delta")):
             # these maps are views of tokens, and kernels read them as such
             state[key] = state[key].contiguous(memory_format=torch.channels_last)
         summed = state["summed"]
         if steps is not None:
-            noise = [{key: value[image] for key, value in scale.items()} for scale in self.noise]
-            rows = self._rows(self.text) if self._shared.steps[-1].plan.guidance else image
-            summed = steps.resume(self.text[rows], self.lengths[rows], state, noise)
+            noise = [{key: self._own(value) for key, value in scale.items()} for scale in self.noise]
+            rows = len(self.text) if self._shared.steps[-1].plan.guidance else self._batch
+            summed = steps.resume(self._own(self.text[:rows]), self._own(self.lengths[:rows]), state, noise)
         self._pixels[name] = to_uint8(self._decode(summed).float())
 
-    def _rows(self, value: Tensor) -> Tensor:
-        """The image's rows in a tensor with rows: the conditional one and, where there is one, the unconditional one."""
-        return torch.cat([self._image + start for start in range(0, value.shape[0], self._batch)])
+    def _own(self, value: Tensor) -> Tensor:
+        """The image's rows of a tensor: the conditional one and, where there is one, the unconditional one."""
+        if self._batch == 1:
+            return value
+        return value[torch.cat([self._image + start for start in range(0, len(value), self._batch)])]

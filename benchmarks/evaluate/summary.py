@@ -79,7 +79,8 @@ def predicted_ms(costs: CostTable, drawer: Drawer, tally: Tally) -> float | None
     """Median milliseconds of the timed images by the cost table; None, told on stderr, where it lacks a point."""
     try:
         timed = _paths(drawer, tally)[: len(tally.latency_ms)]
-        return round(statistics.median(costs.predict(path) for path in timed), 1)
+        picking = costs.picking_ms(drawer.engine.schedule)
+        return round(picking + statistics.median(costs.predict(path) for path in timed), 1)
     except CostError as problem:
         print(f"{drawer.engine.manifest.policy}: no prediction: {problem}", file=sys.stderr)
         return None

@@ -3,8 +3,9 @@
     toprovar bench --model infinity-2b --weights random --policy dense skip-1 skip-2 noguide-3 fastvar
     toprovar bench --model infinity-2b --weights random --policy dense --save-costs costs.json
 
-All candidates take turns; each figure is the median of the replays with the least and the most. Features to pixels, without
-the text encoder, whose time does not depend on the schedule. The last line of stdout is the whole result as JSON.
+All candidates take turns; each figure is the median of the replays with the least and the most. An image is timed from text
+features to pixels; the text encoder, whose time does not depend on the schedule, stands apart. The last line of stdout is the
+whole result as JSON.
 """
 
 from __future__ import annotations
@@ -58,9 +59,13 @@ def run(args: argparse.Namespace) -> int:
         )
     profile = chosen_profile(args)
     schedules = _schedules(args, profile)
+    if args.save_costs is not None and "dense" not in schedules:
+        raise ToprovarError("--save-costs needs the dense image beside the others; add `dense` to --policy")
     from ...models.family import family_of
     from ...models.load import WeightOptions, load_model
+    from ..cost_lines import shown_costs
     from ..cuda_timing import machine
+    from .costs import cost_table
     from .gate import worst_ratio
     from .programs import Request, captured, eager, interleaved
 
@@ -85,14 +90,35 @@ def run(args: argparse.Namespace) -> int:
     peaks = {name: candidate.peak_gib for name, candidate in candidates.items()}
     print(_part_table(parts, floors_ms(model, next(iter(schedules.values())), args.batch)))
     print(_whole_table(whole, peaks, schedules, profile))
+    encoding = _encoding(model, args)
     if args.save_costs is not None:
-        _save_costs(args, model, request, parts)
+        costs = cost_table(model, request, decode, candidates["dense"].run, parts["dense"], args.runs)
+        costs.save(args.save_costs)
+        print(f"{shown_costs(costs)}\ncosts     {args.save_costs}")
     result = {"machine": found, "model": profile.name, "precision": args.precision, "batch": args.batch, "runs": args.runs}
     result |= {"text_tokens": args.text_tokens, "parity_ratio": ratio, "peak_gib": peaks}
+    result["text_encoder_ms"] = {name: asdict(times) for name, times in encoding.items()}
     result["whole_ms"] = {name: asdict(times) for name, times in whole.items()}
     result["parts_ms"] = {name: {part: asdict(t) for part, t in found.items()} for name, found in parts.items()}
     print(json.dumps(result))
     return 0
+
+
+def _encoding(model: LoadedModel, args: argparse.Namespace) -> dict[str, Times]:
+    """Milliseconds of the text encoder by its name, printed; empty where there is none to time."""
+    import torch
+
+    from .programs import interleaved
+    from .text_encoder import text_encoder
+
+    found = text_encoder(model, args.batch, args.text_tokens)
+    if found is None:
+        return {}
+    with torch.inference_mode():
+        times = interleaved({found[0]: found[1]}, args.runs)
+    for name, ms in times.items():
+        print(f"text encoder, apart: {ms.median:.2f} ms ({ms.low:.2f} to {ms.high:.2f}), {name}, {args.batch} prompts a call")
+    return times
 
 
 def _schedules(args: argparse.Namespace, profile: ModelProfile) -> dict[str, Schedule]:
@@ -148,15 +174,6 @@ def _whole_table(
         cells = [f"{times.median:.2f}", f"{times.low:.2f}", f"{times.high:.2f}", *over]
         rows.append([name, *cells, f"{whole[first].median / times.median:.2f}x", fewer, f"{peaks[name]:.2f}"])
     return table(rows)
-
-
-def _save_costs(args: argparse.Namespace, model: LoadedModel, request: Any, parts: Mapping[str, Mapping[str, Times]]) -> None:
-    from .costs import cost_table
-
-    if "dense" not in parts:
-        raise ToprovarError("--save-costs needs the dense image beside the others; add `dense` to --policy")
-    cost_table(model, request, parts["dense"], args.runs).save(args.save_costs)
-    print(f"costs     {args.save_costs}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

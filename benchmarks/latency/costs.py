@@ -1,40 +1,50 @@
 """The cost table of the `cuda` target: every scale timed with all and some of its tokens, with one row or two, in any family.
 
 A scale is drawn from a made-up state as an engine draws it, once as it is and once without its layers; the difference is what
-its layers take, choosing, gathering and putting back tokens included.
+its layers take, choosing, gathering and putting back tokens included. Picking a rung is what an image that picks and then runs
+densely takes beyond the dense one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ...models.family import ImageSteps, family_of
+from ...models.generate import condition_rows
 from ...models.load import LoadedModel
 from ...models.state import State
 from ...profiles.baselines import dense
-from ...profiles.costs import CostTable, LayerTime, ScaleTime
+from ...profiles.costs import CostTable, DecisionTime, LayerTime, ScaleTime
 from ...profiles.plan import FP32_STATE, NOISES, NUMBERS, ScalePlan, plan_scales
 from ...profiles.schedule import TokenRule
+from ...runtime.cuda_engine import make_program
 from ...runtime.cuda_program import Captured
 from ..cuda_timing import machine
+from ..decision_probes import decision_probes, tokens_before
 from .programs import Request, Times, interleaved
 
+Decode = Callable[[Tensor], Tensor]
+Drawn = Callable[[], object]
 SHARES = (1.0, 0.75, 0.5, 0.25, 0.1)
 WHOLE_ONLY = 64
 """Scales of fewer tokens take the time to read the weights, however many tokens run."""
 
 
-def cost_table(model: LoadedModel, request: Request, parts: Mapping[str, Times], runs: int) -> CostTable:
+def cost_table(
+    model: LoadedModel, request: Request, decode: Decode, dense_image: Drawn, parts: Mapping[str, Times], runs: int
+) -> CostTable:
     """Measure.
 
     Args:
         model: On a GPU.
         request: Its batch and text are the table's.
-        parts: Times of the parts of the dense image, by name: what is not layers is told from them.
+        decode: Summed codes to images, as an engine's.
+        dense_image: Draws it.
+        parts: Times of its parts, by name: what is not layers is told from them.
         runs: Replays of each graph.
     """
     layers, scales = [], []
@@ -64,7 +74,23 @@ def cost_table(model: LoadedModel, request: Request, parts: Mapping[str, Times],
         layers=tuple(layers),
         scales=tuple(scales),
         notes={"runs": runs},
+        decisions=tuple(_decision_times(model, request, decode, dense_image, runs)),
     )
+
+
+@torch.inference_mode()
+def _decision_times(
+    model: LoadedModel, request: Request, decode: Decode, dense_image: Drawn, runs: int
+) -> Iterator[DecisionTime]:
+    """Of each way to pick, in turn with the dense image."""
+    for schedule in decision_probes(model.profile):
+        assert schedule.decision is not None, "a probe picks"
+        rows = condition_rows(model.transformer, request.text, request.lengths, schedule.guided)
+        program = make_program(model, schedule, decode, rows[0], request.noise)
+        program.write(*rows)
+        ms = interleaved({"dense": dense_image, "picking": program.replay}, runs)
+        more = ms["picking"].median - ms["dense"].median
+        yield DecisionTime(features=schedule.decision.features, tokens=tokens_before(schedule), ms=more)
 
 
 def _counts(plan: ScalePlan) -> list[int]:

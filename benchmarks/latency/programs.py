@@ -93,8 +93,7 @@ def captured(model: LoadedModel, schedule: Schedule, request: Request, decode: C
     torch.cuda.reset_peak_memory_stats()
     steps = family_of(model.profile).fast_steps(model, plan_scales(schedule), batch)
     program = CudaProgram(steps, decode, rows[0], request.noise)
-    program.text.copy_(rows[0])
-    program.lengths.copy_(rows[1])
+    program.write(*rows)
     program.replay()
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() - others

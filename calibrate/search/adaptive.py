@@ -22,6 +22,7 @@ from ...profiles.baselines import dense
 from ...profiles.decision import FEATURES, Decision, entropy_features, thresholds
 from ...profiles.errors import ScheduleError
 from ...profiles.fidelity import PEAK
+from ...profiles.model import ModelProfile
 from ...profiles.plan import plan_paths
 from ...profiles.rules import Rung
 from ...profiles.schedule import Schedule
@@ -54,7 +55,7 @@ class Rule:
         feature: Index into FEATURES["entropy"].
         limits: Ascending, one fewer than points.
         points: The rungs, from low values of the feature to high.
-        price: Mean over the prompts it was fitted to.
+        price: Mean over the prompts it was fitted to, with what picking takes.
         loss: The same, see `losses`.
     """
 
@@ -130,7 +131,7 @@ def fit(trials: ObservedTrials, search: Search, target: Target, chosen: Point) -
     found: list[Rule] = []
     for scale, pool in _pools(search, chosen):
         values = trials.features(scale)
-        prices = np.array([search.whole / point.speedup for point in pool])
+        prices = np.array([search.whole / point.speedup for point in pool]) + search.price.picking(scale)
         lost = np.stack([losses(point.fidelity, trials.with_ssim) for point in pool])
         for feature in range(len(FEATURES["entropy"])):
             found += _fitted(Rule(scale, feature, (), tuple(pool), 0, 0), values[:, feature], prices, lost, asked, most)
@@ -159,15 +160,19 @@ def _most(search: Search, target: Target) -> float:
 def _pools(search: Search, chosen: Point) -> Iterator[tuple[int, list[Point]]]:
     """For each scale that may decide, the candidates that change nothing before it: none of them beaten in price and loss."""
     base, with_ssim = dense(search.profile), search.trials.with_ssim
-    first = max(1, min(late_scales(search.profile), default=2) - 2)
     points = [p for p in search.points.values() if chosen.speedup / REACH <= p.speedup <= chosen.speedup * REACH]
     changed = [first_change(base, search.schedule(point.plan)) for point in points]
-    for scale in range(first, len(base.scales) - 1):
+    for scale in decision_scales(search.profile):
         free = [point for point, change in zip(points, changed, strict=True) if change > scale]
         entries = [(search.whole / p.speedup, float(losses(p.fidelity, with_ssim).mean()), p.plan) for p in free]
         pool = [search.points[plan.key()] for _, _, plan in thin(entries, POOL)] if entries else []
         if len(pool) > 1:
             yield scale, pool
+
+
+def decision_scales(profile: ModelProfile) -> range:
+    """Scales after which an image may pick, coarse to fine."""
+    return range(max(1, min(late_scales(profile), default=2) - 2), len(profile.sizes) - 1)
 
 
 def _fitted(rule: Rule, values: Array, prices: Array, lost: Array, by_price: bool, most: float) -> Iterator[Rule]:

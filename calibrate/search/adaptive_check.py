@@ -31,6 +31,7 @@ def check(
     Returns:
         For provenance: the rule, its rungs, both comparisons, and the images for a figure.
     """
+    picking = search.price.picking(rule.scale)
     sets = {"searched": searched, "held_out": held_out}
     picks = {name: rule.decision.pick(trials.features(rule.scale)) for name, trials in sets.items()}
     images = [
@@ -54,7 +55,7 @@ def check(
         "rungs": [
             {
                 "name": name,
-                "speedup": round(point.speedup, 3),
+                "speedup": round(search.whole / (search.whole / point.speedup + picking), 3),
                 "psnr_db": round(point.fidelity.psnr_db, 2),
                 "share": round(picks["searched"].count(name) / len(picks["searched"]), 3),
                 "held_out_share": round(picks["held_out"].count(name) / len(picks["held_out"]), 3),
@@ -70,7 +71,8 @@ def _against(
     rule: Rule, search: Search, trials: ObservedTrials, picks: Sequence[str], single: Sequence[Point]
 ) -> dict[str, Any]:
     """Mean speed-up and fidelity of the rule and of its rival, and which is better; noise is 95 % of the paired difference."""
-    price = float(np.mean([search.whole / rule.rungs[name].speedup for name in picks]))
+    picking = search.price.picking(rule.scale)
+    price = picking + float(np.mean([search.whole / rule.rungs[name].speedup for name in picks]))
     # rounding must not push a price beyond the dearest or the cheapest point
     every = [search.whole / point.speedup for point in single]
     rivals = blind(single, min(max(price, min(every)), max(every)), search.whole, trials.with_ssim)

@@ -14,7 +14,7 @@ from ...profiles.baselines import dense
 from ...profiles.costs import CostTable
 from ...profiles.errors import ScheduleError
 from ...profiles.schedule import Schedule
-from .adaptive import LEAST_PROMPTS, ObservedTrials, fit
+from .adaptive import LEAST_PROMPTS, ObservedTrials, decision_scales, fit
 from .adaptive_check import check
 from .price import Price
 from .search import Point, Search, front
@@ -63,6 +63,9 @@ def auto_schedule(
     price = Price(model.profile, costs)
     dense_price = price.schedule(dense(model.profile))
     _check_reachable(target, costs)
+    for scale in decision_scales(model.profile)[:1] if adaptive else ():
+        # a table without it is refused before the search
+        price.picking(scale)
     held = {i for i in range(len(prompts)) if i % HELD_OUT == HELD_OUT - 1} or {len(prompts) - 1}
     searched = [(text, seed + i) for i, text in enumerate(prompts) if i not in held]
     checked = [(text, seed + i) for i, text in enumerate(prompts) if i in held]

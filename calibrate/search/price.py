@@ -48,3 +48,13 @@ class Price:
         if self.costs is not None:
             return self.costs.predict(schedule)
         return self.fixed + sum(self.scale(plan) for plan in plan_scales(schedule))
+
+    def picking(self, scale: int) -> float:
+        """What an image pays for picking a rung by its entropy after a scale; FLOPs of it are none worth counting.
+
+        Raises:
+            CostError: The table does not hold it.
+        """
+        if self.costs is None:
+            return 0.0
+        return self.costs.decision_ms("entropy", sum(h * w for h, w in self.profile.sizes[: scale + 1]))

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from direct_graphs import without_a_gpu
 from matrix_cases import FAMILIES, Case, model_of
+from toprovar.benchmarks.decision_probes import decision_probes
 from toprovar.benchmarks.latency import costs
 from toprovar.benchmarks.latency.programs import Request, Times
 from toprovar.models.family import family_of
@@ -31,6 +33,7 @@ def called(calls: Mapping[str, Callable[[], object]], runs: int) -> dict[str, Ti
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_point_of_a_family_is_measured(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(Case(family, "dense", 1.0, True))
+    without_a_gpu(monkeypatch)
     monkeypatch.setattr(costs, "Captured", lambda call: SimpleNamespace(replay=call))
     monkeypatch.setattr(costs, "interleaved", called)
     monkeypatch.setattr(costs, "SHARES", (1.0, 0.5))
@@ -38,7 +41,7 @@ def test_every_point_of_a_family_is_measured(family: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(costs, "machine", lambda: {"gpu": "a GPU", "torch": "2", "triton": "3", "cuda": "13"})
     base = dense(model.profile)
     parts = {f"{h} x {w}": PART for h, w in model.profile.sizes} | {"condition": PART, "decode": PART}
-    table = costs.cost_table(model, Request.make(model, 1, 5), parts, runs=1)
+    table = costs.cost_table(model, Request.make(model, 1, 5), model.decoder, lambda: torch.zeros(1), parts, runs=1)
     # what is not layers is what the dense image has beside them
     assert table.predict(base) == pytest.approx(PART.median * len(parts))
     rules = list(base.scales)
@@ -50,6 +53,9 @@ def test_every_point_of_a_family_is_measured(family: str, monkeypatch: pytest.Mo
         baseline("noguide-2", model.profile),
     ):
         assert 0 < table.predict(schedule) <= table.predict(base) + 1e-9
+    # dense and picking take the same made-up time here
+    assert {(entry.features, entry.ms) for entry in table.decisions} >= {("entropy", 0.0)}
+    assert table.predict(decision_probes(model.profile)[0]) == table.predict(base)
 
 
 def test_layers_are_told_from_what_surrounds_them() -> None:

@@ -7,10 +7,12 @@ import os
 from pathlib import Path
 
 import pytest
-from small_model import small_profile
+from small_model import small_model, small_profile
 from small_var import small_var_profile, write_var_profile
 from toprovar.benchmarks import onnx_costs
+from toprovar.benchmarks.decision_probes import decision_probes
 from toprovar.benchmarks.evaluate.cli import main as evaluate
+from toprovar.benchmarks.graph_times import GraphTimes
 from toprovar.benchmarks.onnx_costs import GUIDED, HALF, WHOLE, main, probes, runs, times_of
 from toprovar.calibrate.search.actions import Change, Plan, build, late_scales
 from toprovar.compile.cli import main as build_engine
@@ -74,6 +76,15 @@ def test_command_writes_a_table_that_prices_every_policy(
         for fill in ("hold", "cache"):
             changes = {scale: Change(share, fill, (0,)) for scale in late_scales(profile)[-1:]}
             assert table.predict(build(Plan(count, count - 1, changes), profile)) > table.fixed_ms
+
+
+def test_every_way_to_pick_is_timed(tmp_path: Path) -> None:
+    """By entropy that is a look at a small map, by detail two small images are decoded first."""
+    timer = GraphTimes(small_model(), tmp_path, 1, 5, 2)
+    found = [timer.decision(schedule, 1) for schedule in decision_probes(small_profile())]
+    ms = {entry.features: entry.ms for entry in found}
+    assert 0 < ms["entropy"] < ms["detail"]
+    assert len({entry.tokens for entry in found}) > 1
 
 
 @pytest.mark.skipif(QUIET not in os.environ, reason=f"timings need an idle machine; set {QUIET}=1 on one (15 minutes)")

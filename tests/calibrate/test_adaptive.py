@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from made_costs import made_table
 from small_model import PROMPTS as ALL_PROMPTS
 from small_model import small_model, small_profile, write_profile
 from small_rungs import text_and_noise
 from toprovar.calibrate.cli import main as calibrate
-from toprovar.calibrate.search.actions import Plan
-from toprovar.calibrate.search.adaptive import Rule, _fitted, blind
+from toprovar.calibrate.search.actions import Plan, build
+from toprovar.calibrate.search.adaptive import Rule, _fitted, blind, fit
 from toprovar.calibrate.search.policy import auto_schedule
+from toprovar.calibrate.search.price import Price
 from toprovar.calibrate.search.search import Point
 from toprovar.calibrate.search.target import Target
 from toprovar.calibrate.search.trials import Fidelity, Trials
 from toprovar.models.generate import image_noise
 from toprovar.models.rungs import build_rungs, generate_rungs
 from toprovar.profiles.baselines import dense
-from toprovar.profiles.errors import ScheduleError
+from toprovar.profiles.errors import CostError, ScheduleError
 from toprovar.profiles.schedule import Schedule
 from toprovar.profiles.tables import flops_speedups, schedule_table
 
@@ -55,6 +59,30 @@ def test_the_rival_is_the_best_blind_mixture() -> None:
     points = [point(1.0, [0.0, 0.0]), point(2.0, [30.0, 10.0]), point(4.0, [40.0, 40.0])]
     assert [(p.speedup, share) for p, share in blind(points, 0.75, 1.0, False)] == [(1.0, 0.5), (2.0, 0.5)]
     assert [(p.speedup, share) for p, share in blind(points, 0.25, 1.0, False)] == [(4.0, 1.0)]
+
+
+def test_picking_is_paid_for() -> None:
+    """Two schedules of 100 and 50 units, an even share of each: what picking takes comes on top, and must leave room."""
+    whole, price = 100.0, Price(PROFILE, made_table())
+    fast = replace(point(2.0, [9.0, 9.0, 1.0, 1.0]), plan=Plan(COUNT - 1, COUNT - 1))
+    points = {entry.plan.key(): entry for entry in (point(1.0, [0.0] * 4), fast)}
+    search = SimpleNamespace(profile=PROFILE, price=price, whole=whole, points=points)
+    search.schedule, search.trials = (lambda plan: build(plan, PROFILE)), SimpleNamespace(with_ssim=False)
+    trials = SimpleNamespace(with_ssim=False, prompts=[""] * 4, features=lambda scale: np.arange(4.0)[:, None].repeat(3, 1))
+    rule = fit(trials, search, Target(speedup=whole / 80), points[Plan(COUNT, COUNT).key()])  # type: ignore[arg-type]
+    picking = price.picking(rule.scale)
+    assert 2.0 <= picking <= 3.0
+    assert rule.price == 75.0 + picking
+    with pytest.raises(ScheduleError, match="no two schedules"):
+        fit(trials, search, Target(speedup=whole / 51), points[Plan(COUNT, COUNT).key()])  # type: ignore[arg-type]
+    assert Price(PROFILE).picking(rule.scale) == 0.0
+
+
+def test_a_table_without_picking_is_refused_before_the_search(tmp_path: Path) -> None:
+    costs = replace(made_table(), decisions=())
+    with pytest.raises(CostError, match="picking a rung by entropy was not measured"):
+        auto_schedule(small_model(), PROMPTS, 0, tmp_path, Target(speedup=1.6), costs=costs, adaptive=True)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,24 @@ def test_prediction_is_the_sum_of_what_runs(name: str) -> None:
 
 def test_rungs_are_predicted_by_the_slowest() -> None:
     schedule, table = baseline("skipvar", PROFILE), made_table()
-    assert table.predict(schedule) == max(table.predict(path) for path in schedule.paths)
+    assert table.predict(schedule) == 7.0 + max(table.predict(path) for path in schedule.paths)
     assert len({table.predict(path) for path in schedule.paths}) == len(schedule.rungs)
+
+
+@pytest.mark.parametrize(("tokens", "ms"), [(1, 2.0), (20, 2.0), (30, 2.5), (90, 3.0)])
+def test_picking_is_linear_in_the_tokens_before_and_level_beyond(tokens: int, ms: float) -> None:
+    assert made_table().decision_ms("entropy", tokens) == ms
+
+
+def test_a_table_without_picking_prices_no_rungs(tmp_path: Path) -> None:
+    """Tables of older versions have none: what has no rungs is priced as before."""
+    path, data = tmp_path / "costs.json", json.loads(made_table().to_json())
+    del data["decisions"]
+    path.write_text(json.dumps(data))
+    table = CostTable.load(path)
+    assert table.predict(dense(PROFILE)) == made_table().predict(dense(PROFILE))
+    with pytest.raises(CostError, match="picking a rung by detail was not measured"):
+        table.predict(baseline("skipvar", PROFILE))
 
 
 def test_straight_lines_between_points_and_the_fewest_keys_below_them() -> None:

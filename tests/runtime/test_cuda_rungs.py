@@ -87,6 +87,11 @@ def test_an_image_does_not_depend_on_what_others_pick() -> None:
     again, other = draw(small_model(), schedule, text.flip(0), lengths.flip(0), turned)
     assert other == picked[::-1]
     assert int((again.flip(0).int() - pixels.int()).abs().max()) <= 1
+    # one image alone is read where it stands, not copied
+    own = [{name: value[1:2] for name, value in scale.items()} for scale in noise]
+    alone, (name,) = draw(small_model(), schedule, text[1:2], lengths[1:2], own)
+    assert name == picked[1]
+    assert int((alone[0].int() - pixels[1].int()).abs().max()) <= 1
 
 
 def test_guidance_dropped_before_the_decision() -> None:
@@ -96,13 +101,13 @@ def test_guidance_dropped_before_the_decision() -> None:
     compared(small_model(), replace(schedule, scales=tuple(rules), rungs=rungs), *text_and_noise(small_profile(), IMAGES))
 
 
-@pytest.mark.parametrize("rung", ["skip-3", "skip-1"])
-def test_a_rung_may_end_at_the_decision(rung: str) -> None:
+@pytest.mark.parametrize(("rung", "images"), [("skip-3", [0]), ("skip-1", [0, 1]), ("skip-1", [0])])
+def test_a_rung_may_end_at_the_decision(rung: str, images: list[int]) -> None:
     schedule = baseline("skipvar", small_profile())
     assert schedule.decision is not None
     model = LinearModel(mean=(0, 0), scale=(1, 1), coef=((0, 0),), intercept=(0,), rungs=(rung,))
     schedule = replace(schedule, decision=replace(schedule.decision, models=(model,)))
-    assert compared(small_model(), schedule, *text_and_noise(small_profile(), [0, 1])) == (rung, rung)
+    assert compared(small_model(), schedule, *text_and_noise(small_profile(), images)) == (rung,) * len(images)
 
 
 @pytest.mark.parametrize("rung", ["whole", "short"])

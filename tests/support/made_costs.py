@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from small_model import small_profile
 from toprovar.profiles.baselines import dense
-from toprovar.profiles.costs import CostTable, LayerTime, ScaleTime
+from toprovar.profiles.costs import CostTable, DecisionTime, LayerTime, ScaleTime
 from toprovar.profiles.plan import plan_scales
 
 PROFILE = small_profile()
@@ -29,4 +29,9 @@ def made_table() -> CostTable:
     return CostTable(
         target="onnx", device="made", precision="fp32", batch=1, model="small", versions={"onnxruntime": "1"},
         condition_ms=3.0, decoder_ms=20.0, layers=tuple(layers), scales=tuple(scales),
+        decisions=(
+            DecisionTime(features="detail", tokens=50, ms=7.0),
+            DecisionTime(features="entropy", tokens=20, ms=2.0),
+            DecisionTime(features="entropy", tokens=40, ms=3.0),
+        ),
     )  # fmt: skip
