@@ -67,8 +67,14 @@ def read_yaml(path: Path, error: type[ToprovarError]) -> dict[str, Any]:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write under a temporary name in the same folder, then rename: a reader never sees half a file."""
+    """Write under a temporary name in the same folder, then rename: a reader never sees half a file, a failure leaves none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+    # a link that stands there would be written through
+    temporary.unlink(missing_ok=True)
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

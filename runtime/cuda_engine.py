@@ -24,6 +24,7 @@ from ..profiles.schedule import Schedule
 from . import loop
 from .cuda_program import CudaProgram, text_capacity
 from .cuda_rungs import RungProgram
+from .kernel_archive import KernelArchive
 from .loop import FloatArray, Images
 from .machine import Machine
 from .preflight import preflight
@@ -34,6 +35,7 @@ class CudaEngine(loop.Engine):
 
     Graphs are captured when a number of images or a length of text is first asked for. An image depends on its prompt and
     seed, whatever was drawn before and whatever is drawn beside it; another number of images is another order of sums.
+    Kernels that were compiled for a graph are kept in the bundle, see `kernel_archive`.
 
     Args:
         folder: The bundle.
@@ -48,8 +50,12 @@ class CudaEngine(loop.Engine):
 
     def __init__(self, folder: Path, machine: Machine | None = None, device: torch.device | None = None) -> None:
         manifest = EngineManifest.load(folder)
-        self.warnings = preflight(folder, manifest, machine or Machine.here())
+        machine = machine or Machine.here()
+        self.warnings = preflight(folder, manifest, machine)
         super().__init__(folder, manifest)
+        # before anything is compiled
+        self._kernels = KernelArchive(folder, machine)
+        self._kernels.restore()
         self.device = device or torch.device("cuda", torch.cuda.current_device())
         # of several convolution algorithms the library times each once; fp32 means fp32
         torch.backends.cudnn.benchmark = True
@@ -68,8 +74,7 @@ class CudaEngine(loop.Engine):
         text, lengths = torch.from_numpy(request["text"]), torch.from_numpy(request["lengths"])
         program = self._program(text, batch)
         # padded here: a copy into a part of the buffer would take memory on the GPU
-        program.text.copy_(F.pad(text, (0, 0, 0, program.text.shape[1] - text.shape[1])))
-        program.lengths.copy_(lengths)
+        program.write(F.pad(text, (0, 0, 0, program.text.shape[1] - text.shape[1])), lengths)
         for scale in {graph.scale for graph in self.manifest.all_scales}:
             for name, buffer in program.noise[scale].items():
                 buffer.copy_(torch.from_numpy(request[f"{name}.{scale}"]))
@@ -101,6 +106,7 @@ class CudaEngine(loop.Engine):
                 for scale in scales
             ]
             self._programs[key] = make_program(self.model, self.schedule, self.decode, example, noise)
+            self._kernels.keep()
         return self._programs[key]
 
     def _model(self, weights: dict[str, Tensor]) -> LoadedModel:
@@ -137,7 +143,7 @@ def make_program(
         return CudaProgram(fast_steps(model, plan_scales(schedule), batch), decode, text, noise)
     shared, ends = split_plans(schedule)
     tails = {name: fast_steps(model, plans, 1) if plans else None for name, plans in ends.items()}
-    view = View(model.decoder, model.profile, decision) if decision.features == "detail" else None
+    view = View(decode, model.profile, decision) if decision.features == "detail" else None
     return RungProgram(fast_steps(model, shared, batch), tails, decision, view, decode, text, noise)
 
 

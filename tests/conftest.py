@@ -55,6 +55,14 @@ def _exported_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Engines on a GPU keep their kernels, sealed with a key; it is not made among the user's settings."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("TOPROVAR_KERNELS_KEY", str(tmp_path_factory.mktemp("key") / "kernels.key"))
+        yield
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository root."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from toprovar.runtime import cuda_program
+from toprovar.runtime import cuda_program, kernel_archive
 from toprovar.runtime.machine import Machine
 
 A_GPU = Machine(driver="580.1", cuda="13.0", gpu="a GPU", sm=90)
@@ -37,6 +37,7 @@ class _Mark:
 
 
 def without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let programs and engines of the target run on the CPU."""
+    """Let programs and engines of the target run on the CPU, where they compile no kernels."""
     monkeypatch.setattr(cuda_program, "Captured", Direct)
     monkeypatch.setattr(torch.cuda, "Event", _Mark)
+    monkeypatch.setattr(kernel_archive, "kernel_folder", lambda: None)
