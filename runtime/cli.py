@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,8 @@ def run(args: argparse.Namespace) -> int:
 
     started = time.perf_counter()
     engine = open_engine(args.engine, args.threads)
-    loaded = time.perf_counter() - started
-    print(f"loaded {args.engine} in {loaded:.1f} s", file=sys.stderr)
+    engine.tell = partial(print, file=sys.stderr)
+    engine.tell(f"loaded {args.engine} in {time.perf_counter() - started:.1f} s")
     jobs = [(prompt, args.seed + i) for prompt in prompts for i in range(args.num_images)]
     digits = max(4, len(str(len(jobs) - 1)))
     with tqdm(total=len(jobs), unit="image", disable=len(jobs) == 1) as bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,16 +99,22 @@ class CudaEngine(loop.Engine):
         capacity = text_capacity(longest, self.profile.text.max_length)
         key = (batch, capacity)
         if key not in self._programs:
-            example = torch.zeros(rows, capacity, channels, device=self.device)
-            scales = (noise_of(self.profile, [0], scale) for scale in range(len(self.profile.sizes)))
-            # its values do not matter: one image's stand for all
-            noise = [
-                {name: torch.from_numpy(part).to(self.device).expand(batch, *part.shape[1:]) for name, part in scale.items()}
-                for scale in scales
-            ]
-            self._programs[key] = make_program(self.model, self.schedule, self.decode, example, noise)
+            self.tell(f"capturing the graph for a batch of {batch}, up to {capacity} text tokens")
+            started = time.perf_counter()
+            self._programs[key] = self._captured(torch.zeros(rows, capacity, channels, device=self.device), batch)
             self._kernels.keep()
+            self.tell(f"captured in {time.perf_counter() - started:.1f} s")
         return self._programs[key]
+
+    def _captured(self, example: Tensor, batch: int) -> CudaProgram | RungProgram:
+        """The graph for text features of an example's shape."""
+        scales = (noise_of(self.profile, [0], scale) for scale in range(len(self.profile.sizes)))
+        # its values do not matter: one image's stand for all
+        noise = [
+            {name: torch.from_numpy(part).to(self.device).expand(batch, *part.shape[1:]) for name, part in scale.items()}
+            for scale in scales
+        ]
+        return make_program(self.model, self.schedule, self.decode, example, noise)
 
     def _model(self, weights: dict[str, Tensor]) -> LoadedModel:
         """The model without its text encoder: features come with each request."""

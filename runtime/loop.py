@@ -6,7 +6,7 @@ The walk knows names, not tensors: ONNX Runtime runs it for every image, TensorR
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -123,6 +123,8 @@ class Engine(ABC):
 
     def __init__(self, folder: Path, manifest: EngineManifest) -> None:
         self.folder, self.manifest = folder, manifest
+        # commands print what takes seconds; a library says nothing
+        self.tell: Callable[[str], None] = lambda _: None
         self.profile = manifest.model_profile()
         self.schedule = Schedule.load(folder / SCHEDULE)
 

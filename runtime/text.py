@@ -86,6 +86,8 @@ class TextSource:
 
     def _torch_encoder(self, kind: str) -> Any:
         profile = self.engine.profile
+        if kind in ("t5", "llm"):
+            self.engine.tell(f"loading the text encoder {self.source or self.described['source']}")
         if kind == "t5":
             from ..models.text.t5 import T5TextEncoder
 

@@ -325,9 +325,10 @@ def test_an_engine_restores_before_it_compiles_and_keeps_each_new_graph(
     engine = CudaEngine(small_bundle(tmp_path / "engine"), A_GPU, torch.device("cpu"))
     assert happened == ["restore engine", "load"]
     text = torch.zeros(2, 5, small_profile().transformer.text_channels)
+    engine.tell = lambda line: happened.append(line.split()[0])
     for batch in (1, 1, 2, 1):
         engine._program(text, batch)
-    assert happened[2:] == ["capture", "keep"] * 2
+    assert happened[2:] == ["capturing", "capture", "keep", "captured"] * 2
 
 
 def test_the_next_process_compiles_nothing(bundle: Path, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from small_model import small_profile
+from toprovar.models.text.random_features import RandomTextEncoder
+from toprovar.models.text.t5 import T5TextEncoder
 from toprovar.profiles.errors import PromptError, ToprovarError
 from toprovar.runtime import text
 from toprovar.runtime.text import TextSource
@@ -51,3 +53,16 @@ def test_names_of_classes_may_come_with_the_request(tmp_path: Path) -> None:
 def test_a_source_that_would_not_be_read_is_refused(source: TextSource) -> None:
     with pytest.raises(ToprovarError, match="flan-t5-xl: this bundle was built with random weights"):
         TextSource(source.engine, "flan-t5-xl")
+
+
+def test_loading_an_encoder_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is gigabytes, and takes seconds."""
+    features = RandomTextEncoder(4, 8, 0)
+    monkeypatch.setattr(T5TextEncoder, "load", lambda *_: features)
+    told: list[str] = []
+    manifest = SimpleNamespace(text_encoder={"kind": "t5", "source": "google/flan-t5-xl"})
+    engine: Any = SimpleNamespace(manifest=manifest, profile=small_profile(), text_device="cpu", tell=told.append)
+    source = TextSource(engine)
+    for prompt in ("one", "two"):
+        source.encode([prompt])
+    assert told == ["loading the text encoder google/flan-t5-xl"]
