@@ -24,7 +24,7 @@ from ...profiles.errors import ToprovarError
 from ...profiles.model import ModelProfile
 from ...profiles.plan import scale_flops, schedule_flops
 from ...profiles.schedule import Schedule
-from ...profiles.tables import table
+from ...profiles.tables import counted, table
 
 if TYPE_CHECKING:
     from ...models.load import LoadedModel
@@ -86,7 +86,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"capturing {name}", file=sys.stderr)
         candidates[name] = captured(model, schedule, request, decode)
     whole = interleaved({name: candidate.run for name, candidate in candidates.items()}, args.runs)
-    parts = {name: interleaved(candidate.parts, args.runs) for name, candidate in candidates.items() if candidate.parts}
+    # those of one candidate at a time: they keep every state alive
+    parts = {name: interleaved(candidate.parts(), args.runs) for name, candidate in candidates.items() if candidate.parts}
     peaks = {name: candidate.peak_gib for name, candidate in candidates.items()}
     print(_part_table(parts, floors_ms(model, next(iter(schedules.values())), args.batch)))
     print(_whole_table(whole, peaks, schedules, profile))
@@ -117,7 +118,8 @@ def _encoding(model: LoadedModel, args: argparse.Namespace) -> dict[str, Times]:
     with torch.inference_mode():
         times = interleaved({found[0]: found[1]}, args.runs)
     for name, ms in times.items():
-        print(f"text encoder, apart: {ms.median:.2f} ms ({ms.low:.2f} to {ms.high:.2f}), {name}, {args.batch} prompts a call")
+        prompts = counted(args.batch, "prompt")
+        print(f"text encoder, apart: {ms.median:.2f} ms ({ms.low:.2f} to {ms.high:.2f}), {name}, {prompts} a call")
     return times
 
 

@@ -58,13 +58,13 @@ class Candidate:
 
     Attributes:
         run: Draws once.
-        parts: Draws single parts, by name, each from what the part before left.
         peak_gib: Memory that it needs at most, weights included.
+        parts: Makes what draws single parts, by name, each from what the part before left; gigabytes while it is held.
     """
 
     run: Callable[[], object]
-    parts: dict[str, Callable[[], object]]
     peak_gib: float
+    parts: Callable[[], dict[str, Callable[[], object]]] | None = None
 
 
 def eager(model: LoadedModel, schedule: Schedule, request: Request) -> Candidate:
@@ -78,15 +78,12 @@ def eager(model: LoadedModel, schedule: Schedule, request: Request) -> Candidate
 
     torch.cuda.reset_peak_memory_stats()
     run()
-    return Candidate(run, {}, torch.cuda.max_memory_allocated() / GIB)
+    return Candidate(run, torch.cuda.max_memory_allocated() / GIB)
 
 
 @torch.inference_mode()
 def captured(model: LoadedModel, schedule: Schedule, request: Request, decode: Callable[[Tensor], Tensor]) -> Candidate:
-    """The image in one CUDA graph, as `run-engine` replays it, and its parts in graphs of their own.
-
-    The parts are captured after the peak of memory was read, since they keep every state alive.
-    """
+    """The image in one CUDA graph, as `run-engine` replays it, and its parts in graphs of their own."""
     batch = request.text.shape[0]
     rows = condition_rows(model.transformer, request.text, request.lengths, schedule.guided)
     others = torch.cuda.memory_allocated() - _bytes(model)
@@ -97,9 +94,10 @@ def captured(model: LoadedModel, schedule: Schedule, request: Request, decode: C
     program.replay()
     torch.cuda.synchronize()
     peak = torch.cuda.max_memory_allocated() - others
-    return Candidate(program.replay, _parts(steps, decode, rows, request.noise), peak / GIB)
+    return Candidate(program.replay, peak / GIB, lambda: _parts(steps, decode, rows, request.noise))
 
 
+@torch.inference_mode()
 def _parts(
     steps: ImageSteps, decode: Callable[[Tensor], Tensor], rows: tuple[Tensor, Tensor], noise: Noise
 ) -> dict[str, Callable[[], object]]:

@@ -55,7 +55,8 @@ def text_encoder(model: LoadedModel, batch: int, text_tokens: int) -> tuple[str,
     except ImportError:
         print("text encoder not timed: it needs transformers; run `pip install toprovar[t5]`", file=sys.stderr)
         return None
-    encoder = random_encoder(transformers, profile).to(model.weight.device, torch.bfloat16)
+    with model.weight.device:
+        encoder = random_encoder(transformers, profile).to(torch.bfloat16)
     ids = torch.randint(1, encoder.config.vocab_size, (batch, text.tokens or text_tokens), device=model.weight.device)
     mask = torch.ones_like(ids)
 
