@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..calibrate.search.adaptive import decision_scales
 from ..profiles.baselines import dense
-from ..profiles.decision import FEATURES, Decision, LinearModel
+from ..profiles.decision import Decision, LinearModel, thresholds
 from ..profiles.errors import ScheduleError
 from ..profiles.model import ModelProfile
 from ..profiles.rules import Rung
@@ -36,19 +36,13 @@ def decision_probes(profile: ModelProfile) -> list[Schedule]:
     return [_picking(base, decision) for decision in decisions]
 
 
-def tokens_before(schedule: Schedule) -> int:
-    """Tokens of all scales up to the decision."""
-    assert schedule.decision is not None, "a probe picks"
-    return sum(rule.count for rule in schedule.scales[: schedule.decision.scale + 1])
-
-
 def _ends(scales: range) -> list[int]:
     return sorted({scales[0], scales[-1]}) if scales else []
 
 
 def _always(features: str) -> LinearModel:
-    zeros = (0.0,) * len(FEATURES[features])
-    return LinearModel(mean=zeros, scale=(1.0,) * len(zeros), coef=(zeros,), intercept=(0.0,), rungs=(WHOLE,))
+    """One rung and no limit."""
+    return thresholds(0, (), (WHOLE,), features)
 
 
 def _picking(base: Schedule, decision: Decision) -> Schedule:

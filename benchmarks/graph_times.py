@@ -17,11 +17,11 @@ from ..models.load import LoadedModel
 from ..models.rungs import View
 from ..profiles.costs import DecisionTime
 from ..profiles.decision import observe
+from ..profiles.geometry import tokens_through
 from ..profiles.manifest import WEIGHTS
 from ..profiles.plan import ScalePlan
 from ..profiles.schedule import Schedule
 from ..runtime.engine import input_types, open_session, session_options
-from .decision_probes import tokens_before
 
 LOW, HIGH = 0.5, 1.5
 """Range of made-up state: no zeros, no denormal numbers."""
@@ -91,7 +91,7 @@ class GraphTimes:
             decision.pick(observe(decision, lambda: seen, lambda: (seen, seen)))
             spent.append((time.perf_counter() - start) * 1000)
         ms += statistics.median(spent[1:])
-        return DecisionTime(features=decision.features, tokens=tokens_before(schedule), ms=ms)
+        return DecisionTime(features=decision.features, tokens=tokens_through(self.model.profile.sizes, decision.scale), ms=ms)
 
     def _time(self, graphs: Mapping[str, Exported], runs: Iterable[tuple[str, int]]) -> Times:
         layout = self.store.save(self.folder / WEIGHTS)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from .errors import CostError
+from .geometry import tokens_through
 from .plan import ScalePlan, plan_scales
 from .schedule import Schedule
 from .strict import build, write_atomic
@@ -148,8 +149,8 @@ class CostTable:
         """
         if schedule.decision is None:
             return 0.0
-        before = schedule.scales[: schedule.decision.scale + 1]
-        return self.decision_ms(schedule.decision.features, sum(rule.count for rule in before))
+        sizes = [rule.size for rule in schedule.scales]
+        return self.decision_ms(schedule.decision.features, tokens_through(sizes, schedule.decision.scale))
 
     def decision_ms(self, features: str, tokens: int) -> float:
         """Milliseconds of picking by some features after so many tokens: linear between measured points, level beyond them.

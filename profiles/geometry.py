@@ -6,6 +6,7 @@ positions of every budget refer to the last grid of the 1M list.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,6 +15,11 @@ from .strict import read_yaml
 
 Size = tuple[int, int]
 """(h, w) in tokens."""
+
+
+def tokens_through(sizes: Sequence[Size], scale: int) -> int:
+    """Tokens of all scales up to this one."""
+    return sum(h * w for h, w in sizes[: scale + 1])
 
 
 @lru_cache(maxsize=1)

@@ -31,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .errors import MeasurementError
+from .geometry import tokens_through
 from .strict import write_atomic
 
 FORMAT = 1
@@ -214,7 +215,7 @@ def sum_shapes(header: dict[str, Any]) -> dict[str, Shape]:
 
 def entropy_bound(sizes: tuple[tuple[int, int], ...], scale: int) -> float:
     """ln of the keys that a token of this scale sees, its own scale's included; nats."""
-    return math.log(sum(h * w for h, w in sizes[: scale + 1]))
+    return math.log(tokens_through(sizes, scale))
 
 
 def first_difference(one: dict[str, Any], other: dict[str, Any]) -> str:

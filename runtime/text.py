@@ -86,25 +86,22 @@ class TextSource:
 
     def _torch_encoder(self, kind: str) -> Any:
         profile = self.engine.profile
-        if kind in ("t5", "llm"):
-            self.engine.tell(f"loading the text encoder {self.source or self.described['source']}")
-        if kind == "t5":
-            from ..models.text.t5 import T5TextEncoder
-
-            source = self.source or self.described["source"]
-            revision = self.described.get("revision") if self.source is None else None
-            return T5TextEncoder.load(source, revision, *self._place())
-        if kind == "llm":
-            from ..models.text.llm import LlmTextEncoder
-
-            source, revision = self.source or self.described["source"], self.described.get("revision")
-            tokens, padding = profile.text.max_length, self.described["padding"]
-            dtype, device = self._place()
-            pinned = revision if self.source is None else None
-            return LlmTextEncoder.load(source, tokens, padding, revision=pinned, dtype=dtype, device=device)
         if kind == "random":
             from ..models.text.random_features import RandomTextEncoder
 
             config, seed = profile.transformer, self.described["seed"]
             return RandomTextEncoder(config.text_channels, profile.text.max_length, seed, config.text_tokens)
-        raise ToprovarError(f"text encoder {kind!r} is not known to this version; update toprovar")
+        if kind not in ("t5", "llm"):
+            raise ToprovarError(f"text encoder {kind!r} is not known to this version; update toprovar")
+        source = self.source or self.described["source"]
+        revision = self.described.get("revision") if self.source is None else None
+        dtype, device = self._place()
+        self.engine.tell(f"loading the text encoder {source}")
+        if kind == "t5":
+            from ..models.text.t5 import T5TextEncoder
+
+            return T5TextEncoder.load(source, revision, dtype, device)
+        from ..models.text.llm import LlmTextEncoder
+
+        tokens, padding = profile.text.max_length, self.described["padding"]
+        return LlmTextEncoder.load(source, tokens, padding, revision=revision, dtype=dtype, device=device)

@@ -19,12 +19,13 @@ from ...models.load import LoadedModel
 from ...models.state import State
 from ...profiles.baselines import dense
 from ...profiles.costs import CostTable, DecisionTime, LayerTime, ScaleTime
+from ...profiles.geometry import tokens_through
 from ...profiles.plan import FP32_STATE, NOISES, NUMBERS, ScalePlan, plan_scales
 from ...profiles.schedule import TokenRule
 from ...runtime.cuda_engine import make_program
 from ...runtime.cuda_program import Captured
 from ..cuda_timing import machine
-from ..decision_probes import decision_probes, tokens_before
+from ..decision_probes import decision_probes
 from .programs import Request, Times, interleaved
 
 Decode = Callable[[Tensor], Tensor]
@@ -84,13 +85,15 @@ def _decision_times(
 ) -> Iterator[DecisionTime]:
     """Of each way to pick, in turn with the dense image."""
     for schedule in decision_probes(model.profile):
-        assert schedule.decision is not None, "a probe picks"
+        decision = schedule.decision
+        assert decision is not None, "a probe picks"
         rows = condition_rows(model.transformer, request.text, request.lengths, schedule.guided)
         program = make_program(model, schedule, decode, rows[0], request.noise)
         program.write(*rows)
         ms = interleaved({"dense": dense_image, "picking": program.replay}, runs)
         more = ms["picking"].median - ms["dense"].median
-        yield DecisionTime(features=schedule.decision.features, tokens=tokens_before(schedule), ms=more)
+        tokens = tokens_through(model.profile.sizes, decision.scale)
+        yield DecisionTime(features=decision.features, tokens=tokens, ms=more)
 
 
 def _counts(plan: ScalePlan) -> list[int]:

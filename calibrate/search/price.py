@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...profiles.costs import CostTable
+from ...profiles.geometry import tokens_through
 from ...profiles.model import ModelProfile
 from ...profiles.plan import ScalePlan, plan_scales, scale_flops
 from ...profiles.schedule import Schedule
@@ -57,4 +58,4 @@ class Price:
         """
         if self.costs is None:
             return 0.0
-        return self.costs.decision_ms("entropy", sum(h * w for h, w in self.profile.sizes[: scale + 1]))
+        return self.costs.decision_ms("entropy", tokens_through(self.profile.sizes, scale))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from small_model import small_profile
+from toprovar.models.text.llm import LlmTextEncoder
 from toprovar.models.text.random_features import RandomTextEncoder
 from toprovar.models.text.t5 import T5TextEncoder
 from toprovar.profiles.errors import PromptError, ToprovarError
@@ -55,12 +56,13 @@ def test_a_source_that_would_not_be_read_is_refused(source: TextSource) -> None:
         TextSource(source.engine, "flan-t5-xl")
 
 
-def test_loading_an_encoder_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("kind", "encoder"), [("t5", T5TextEncoder), ("llm", LlmTextEncoder)])
+def test_loading_an_encoder_is_told_once(kind: str, encoder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is gigabytes, and takes seconds."""
     features = RandomTextEncoder(4, 8, 0)
-    monkeypatch.setattr(T5TextEncoder, "load", lambda *_: features)
+    monkeypatch.setattr(encoder, "load", lambda *_, **options: features)
     told: list[str] = []
-    manifest = SimpleNamespace(text_encoder={"kind": "t5", "source": "google/flan-t5-xl"})
+    manifest = SimpleNamespace(text_encoder={"kind": kind, "source": "google/flan-t5-xl", "padding": "right"})
     engine: Any = SimpleNamespace(manifest=manifest, profile=small_profile(), text_device="cpu", tell=told.append)
     source = TextSource(engine)
     for prompt in ("one", "two"):
