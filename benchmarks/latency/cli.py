@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from ...models.load import LoadedModel
     from .programs import Times
 
-BYTES_A_SECOND, FLOPS_A_SECOND = 3.35e12, 989e12
-"""Of an H100 SXM: memory, dense bf16."""
+PEAKS = {
+    "NVIDIA H100 80GB HBM3": (3.35e12, 989e12), "NVIDIA H200": (4.8e12, 989e12), "NVIDIA A100-SXM4-80GB": (2.04e12, 312e12),
+}  # fmt: skip
+"""Bytes of memory and dense bf16 FLOPs a second, by the names that GPUs give themselves; from NVIDIA's data sheets."""
 EAGER = "eager"
 WORST_RATIO = 2.0
 """Of the fused blocks' error over that of the eager ones, both in the model's precision, against fp32."""
@@ -89,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     # those of one candidate at a time: they keep every state alive
     parts = {name: interleaved(candidate.parts(), args.runs) for name, candidate in candidates.items() if candidate.parts}
     peaks = {name: candidate.peak_gib for name, candidate in candidates.items()}
-    print(_part_table(parts, floors_ms(model, next(iter(schedules.values())), args.batch)))
+    print(_part_table(parts, floors_ms(model, next(iter(schedules.values())), args.batch, found["gpu"])))
     print(_whole_table(whole, peaks, schedules, profile))
     encoding = _encoding(model, args)
     if args.save_costs is not None:
@@ -149,16 +151,23 @@ def _part_table(parts: Mapping[str, Mapping[str, Times]], floors: Mapping[str, f
     return table(rows)
 
 
-def floors_ms(model: LoadedModel, schedule: Schedule, batch: int) -> dict[str, float]:
-    """The longer of reading the layers' weights once and of the arithmetic at the GPU's peak, of every scale."""
+def floors_ms(model: LoadedModel, schedule: Schedule, batch: int, gpu: str) -> dict[str, float]:
+    """The longer of reading the layers' weights once and of the arithmetic at the GPU's peak, of every scale.
+
+    Returns:
+        Nothing for a GPU whose peaks are not known here.
+    """
     from ...models.family import build_steps
 
-    found = {}
+    found: dict[str, float] = {}
+    if gpu not in PEAKS:
+        return found
+    bytes_a_second, flops_a_second = PEAKS[gpu]
     for step in build_steps(model, schedule):
         plan = step.plan
         blocks: list[Any] = list(step.blocks())
         weights = sum(p.numel() * p.element_size() for layer in plan.layers for p in blocks[layer].parameters())
-        seconds = max(weights / BYTES_A_SECOND, batch * scale_flops(plan, model.profile) / FLOPS_A_SECOND)
+        seconds = max(weights / bytes_a_second, batch * scale_flops(plan, model.profile) / flops_a_second)
         found[f"{plan.size[0]} x {plan.size[1]}"] = seconds * 1e3
     return found
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from ...profiles.baselines import dense
 from ...profiles.errors import ScheduleError
+from ...profiles.plan import plan_scales
 from ...profiles.schedule import Schedule
 from .actions import Plan, build, grid, layer_changes, reused_ends, token_changes
 from .predict import Costs, by_speedup, frontier
@@ -159,9 +160,12 @@ class Search:
         usable = []
         for plan in plans:
             try:
-                usable.append((plan, build(plan, self.profile)))
+                schedule = build(plan, self.profile)
+                # also refuses what the state cannot hold
+                plan_scales(schedule)
             except ScheduleError:
                 continue
+            usable.append((plan, schedule))
         total, started, ran = len(self.trials.prompts[:first]), time.monotonic(), self.trials.ran
         with tqdm(total=total, desc=f"{what} ({len(usable)})", unit="prompt", disable=None) as bar:
             found = self.trials.measure([schedule for _, schedule in usable], bar.update, first)

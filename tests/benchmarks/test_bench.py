@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from direct_graphs import Direct, without_a_gpu
+from small_model import small_model, small_profile
 from small_var import write_var_profile
 from toprovar.benchmarks import cuda_timing
 from toprovar.benchmarks.latency import costs, gate, programs
-from toprovar.benchmarks.latency.cli import main
+from toprovar.benchmarks.latency.cli import floors_ms, main
 from toprovar.benchmarks.latency.programs import Times
 from toprovar.models import load
+from toprovar.profiles.baselines import dense
 from toprovar.profiles.costs import CostTable
 
 GIB = 2**30
@@ -61,6 +63,14 @@ def test_everything_asked_for_is_printed(tmp_path: Path, capsys: pytest.CaptureF
     costs_of = CostTable.load(table)
     assert costs_of.decisions
     assert costs_of.fixed_ms == 4.0
+
+
+def test_the_limit_is_that_of_the_gpu_and_of_an_unknown_one_none() -> None:
+    """Small scales take the time to read the weights: an H200 reads them 4.8 / 3.35 times as fast as an H100."""
+    model, schedule = small_model(), dense(small_profile())
+    h100, h200 = (floors_ms(model, schedule, 1, gpu) for gpu in ("NVIDIA H100 80GB HBM3", "NVIDIA H200"))
+    assert h100["1 x 1"] == pytest.approx(h200["1 x 1"] * 4.8 / 3.35)
+    assert floors_ms(model, schedule, 1, "a GPU") == {}
 
 
 def test_a_cost_table_needs_the_dense_image(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ from toprovar.models.infinity.vae import to_uint8
 from toprovar.models.noise import image_noise
 from toprovar.profiles.baselines import baseline, dense
 from toprovar.profiles.errors import ScheduleError
-from toprovar.profiles.plan import schedule_flops
+from toprovar.profiles.plan import plan_scales, schedule_flops
 from toprovar.profiles.schedule import Schedule
 
 PROFILE = small_profile()
@@ -103,6 +103,19 @@ def test_a_budget_leaves_out_what_would_take_longer(capsys: pytest.CaptureFixtur
     told = capsys.readouterr().err
     assert "calibrate: single layers were run not at all, to keep within the budget" in told
     assert "calibrate: the budget ends the search after 0 rounds of combinations" in told
+
+
+def test_combinations_that_the_state_cannot_hold_are_left_out() -> None:
+    """Updates of the last scale come from the one before the changes, where a newer one is written for a layer reused between."""
+    first = COUNT - 3
+    changes = {first: Change(skipped=(1,)), first + 1: Change(reused=(0,)), first + 2: Change(0.5, "cache")}
+    contradicting = Plan(COUNT, COUNT, changes)
+    with pytest.raises(ScheduleError, match="wrote a newer one"):
+        plan_scales(build(contradicting, PROFILE))
+    possible = Plan(COUNT, COUNT, {first: changes[first], first + 1: changes[first + 1]})
+    search = Search(Trials(small_model(), SEEDED[:1], "key"), Price(PROFILE))
+    search.costs = replace(synthetic_costs(), layers={scale: {0: 1.0, 1: 1.0} for scale in changes})
+    assert [plan for plan, _ in search._measure([contradicting, possible], "combinations")] == [possible]
 
 
 def test_actions_cover_products_tokens_and_layers() -> None:
