@@ -226,8 +226,8 @@ class EngineManifest:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 22):
-            digest.update(piece)
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 24))
+    with path.open("rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
     return digest.hexdigest()

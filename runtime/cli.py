@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..profiles.console import run_command
 from ..profiles.errors import PromptError, ToprovarError
-from ..profiles.tables import table
+from ..profiles.tables import milliseconds, table
 
 if TYPE_CHECKING:
     from .loop import Engine, Images
@@ -127,7 +127,7 @@ def _tell(args: argparse.Namespace, path: Path, prompt: str, seed: int, images: 
         record = {"image": str(path), "prompt": prompt, "seed": seed, "latency_ms": total, "batch": batch, **rung}
         print(json.dumps({**record, "milliseconds": images.milliseconds} if args.verbose else record), flush=True)
         return
-    print("  ".join([str(path), f"{total:.0f} ms", *rung.values(), prompt]), flush=True)
+    print("  ".join([str(path), milliseconds(total), *rung.values(), prompt]), flush=True)
     if args.verbose:
         rows = [["graph", "ms"], *([name, f"{value:.1f}"] for name, value in images.milliseconds.items())]
         print(table([*rows, ["all", f"{total:.1f}"]]), flush=True)

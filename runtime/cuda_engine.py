@@ -25,6 +25,7 @@ from ..profiles.schedule import Schedule
 from . import loop
 from .cuda_program import CudaProgram, text_capacity
 from .cuda_rungs import RungProgram
+from .file_check import Problems
 from .kernel_archive import KernelArchive
 from .loop import FloatArray, Images
 from .machine import Machine
@@ -42,6 +43,7 @@ class CudaEngine(loop.Engine):
         folder: The bundle.
         machine: What is here; None looks.
         device: Where to run; None takes the current GPU.
+        checked: Of `begin_file_check` for the bundle; None checks its files now.
 
     Raises:
         BundleError: The bundle is damaged, or this machine has no GPU that it runs on.
@@ -49,17 +51,22 @@ class CudaEngine(loop.Engine):
 
     text_device = "cuda"
 
-    def __init__(self, folder: Path, machine: Machine | None = None, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        machine: Machine | None = None,
+        device: torch.device | None = None,
+        checked: Problems | None = None,
+    ) -> None:
         manifest = EngineManifest.load(folder)
         machine = machine or Machine.here()
-        self.warnings = preflight(folder, manifest, machine)
+        self.warnings = preflight(folder, manifest, machine, checked)
         super().__init__(folder, manifest)
         # before anything is compiled
         self._kernels = KernelArchive(folder, machine)
         self._kernels.restore()
         self.device = device or torch.device("cuda", torch.cuda.current_device())
-        # of several convolution algorithms the library times each once; fp32 means fp32
-        torch.backends.cudnn.benchmark = True
+        # fp32 means fp32
         if manifest.precision == "fp32":
             torch.backends.cudnn.allow_tf32 = False
         self.family = family_of(self.profile)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..profiles.errors import BundleError, ToprovarError
 from ..profiles.manifest import OUTPUT_SUFFIX, EngineManifest, Graph
 from . import loop
+from .file_check import Problems
 from .loop import FloatArray, Images
 from .preflight import preflight
 from .rungs import walk_rungs
@@ -24,14 +25,15 @@ class Engine(loop.Engine):
     Args:
         folder: The bundle.
         threads: Threads of every graph; None takes all cores this process may use.
+        checked: Of `begin_file_check` for the bundle; None checks its files now.
 
     Raises:
         BundleError: The bundle is incomplete, corrupted, foreign, or its parts contradict each other.
     """
 
-    def __init__(self, folder: Path, threads: int | None = None) -> None:
+    def __init__(self, folder: Path, threads: int | None = None, checked: Problems | None = None) -> None:
         manifest = EngineManifest.load(folder)
-        preflight(folder, manifest)
+        preflight(folder, manifest, checked=checked)
         super().__init__(folder, manifest)
         self._options = session_options(threads)
         self._sessions = {graph.file: open_session(folder / graph.file, self._options) for graph in manifest.graphs}

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ..profiles.errors import BundleError, ToprovarError
-from ..profiles.manifest import PLAN_TARGETS, SCHEDULE, EngineManifest
-from ..profiles.schedule import Schedule
+from ..profiles.errors import BundleError
+from ..profiles.manifest import PLAN_TARGETS, EngineManifest
+from .file_check import Problems, file_problems
 from .machine import Machine
 
 LEAST_DRIVER = {11: 450, 12: 525, 13: 580}
@@ -19,13 +19,16 @@ RTX_WITHOUT = (90, 100, 103)
 """GPUs of data centres for which TensorRT-RTX has no code."""
 
 
-def preflight(folder: Path, manifest: EngineManifest, machine: Machine | None = None) -> tuple[str, ...]:
+def preflight(
+    folder: Path, manifest: EngineManifest, machine: Machine | None = None, checked: Problems | None = None
+) -> tuple[str, ...]:
     """Compare a bundle with the machine and with its own hashes.
 
     Args:
         folder: The bundle.
         manifest: Its manifest.
         machine: What is here; None leaves the machine out, as for the onnx target, which runs everywhere.
+        checked: Of `begin_file_check` for this bundle; None checks the files now.
 
     Returns:
         Warnings: what differs and does no harm.
@@ -34,7 +37,7 @@ def preflight(folder: Path, manifest: EngineManifest, machine: Machine | None = 
         BundleError: Every problem, each with what mends it.
     """
     problems = [] if machine is None else machine_problems(manifest, machine)
-    problems += _file_problems(folder, manifest)
+    problems += checked() if checked else file_problems(folder, manifest)
     if problems:
         named = [problem if problem.startswith(str(folder)) else f"{folder}: {problem}" for problem in problems[:1]]
         raise BundleError("; ".join([*named, *problems[1:]]))
@@ -94,17 +97,6 @@ def _gpu(manifest: EngineManifest, machine: Machine) -> str:
     if machine.sm < OLDEST_SM:
         return f"{what}, older than TensorRT runs on; build with `build-engine --target onnx`"
     return f"{what}; build again with `build-engine --target {manifest.target}` on this machine"
-
-
-def _file_problems(folder: Path, manifest: EngineManifest) -> list[str]:
-    try:
-        manifest.verify(folder)
-        found = Schedule.load(folder / SCHEDULE).digest()
-    except ToprovarError as problem:
-        return [str(problem)]
-    if found != manifest.schedule_sha256:
-        return [f"{folder}: {SCHEDULE} is not the schedule that was built; build the bundle again"]
-    return []
 
 
 def _warnings(manifest: EngineManifest, machine: Machine) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from ..profiles.errors import BundleError, ToprovarError
 from ..profiles.manifest import WEIGHTS, EngineManifest
 from . import loop
 from .device import Arena, CudaDevice, Device, EnqueueError
+from .file_check import Problems
 from .loop import FloatArray, Images
 from .machine import Machine
 from .plan_rungs import draw_rungs, host
@@ -43,6 +44,7 @@ class TensorRTEngine(loop.Engine):
         device: Where it runs; None is the GPU.
         module: TensorRT's Python module; None imports the bundle's flavour.
         threads: CPU threads of a text encoder that is no plan; None takes all cores this process may use.
+        checked: Of `begin_file_check` for the bundle; None checks its files now.
 
     Raises:
         BundleError: The bundle is damaged or does not fit the machine, with every reason.
@@ -55,9 +57,10 @@ class TensorRTEngine(loop.Engine):
         device: Device | None = None,
         module: Any = None,
         threads: int | None = None,
+        checked: Problems | None = None,
     ) -> None:
         manifest = EngineManifest.load(folder)
-        for warning in preflight(folder, manifest, machine or Machine.here()):
+        for warning in preflight(folder, manifest, machine or Machine.here(), checked):
             log.warning("%s", warning)
         super().__init__(folder, manifest)
         self.device, self._threads = device or CudaDevice(), threads

@@ -72,7 +72,6 @@ def run(args: argparse.Namespace) -> int:
     from .programs import Request, captured, eager, interleaved
 
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[args.precision]
-    torch.backends.cudnn.benchmark = True
     options = WeightOptions(weights=args.weights, vae=args.vae, text_encoder=args.text_encoder, revision=args.revision)
     model = load_model(profile, options, dtype, "cuda")
     found = machine()

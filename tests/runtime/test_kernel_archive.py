@@ -336,7 +336,12 @@ def test_the_next_process_compiles_nothing(bundle: Path, tmp_path: Path) -> None
     pytest.importorskip("triton", reason="triton is not installed")
     given = {name: value for name, value in os.environ.items() if name not in (*PARTS, "TRITON_INTERPRET")}
     # no processes that compile, and no GPU, which a forked process cannot look at
-    given |= {"TORCHINDUCTOR_COMPILE_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", VARIABLE: str(tmp_path / "key"), "TMPDIR": str(tmp_path)}
+    given |= {
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+        VARIABLE: str(tmp_path / "key"),
+        "TMPDIR": str(tmp_path),
+    }
     command = [sys.executable, str(Path(__file__).parents[1] / "support" / "compile_and_keep.py"), str(bundle)]
     done = subprocess.run(command, env=given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
