@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..profiles.console import run_command
 from ..profiles.fidelity import need_ssim
-from ..profiles.tables import table
+from ..profiles.tables import milliseconds, table
 from .evaluate.cli import prompts_of
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def _picture(path: Path, found: Sequence[dict[str, Any]], tallies: Sequence[Tall
                 job = jobs[column]
                 lines = [*textwrap.wrap(job.prompt.removeprefix("a photo of "), 24), f"seed {job.seed}"]
                 axis.set_title("\n".join(lines), fontsize=7)
-        axes[row][0].set_ylabel(f"{record['policy']}\n{record['latency_ms'][0]:.0f} ms", fontsize=9)
+        axes[row][0].set_ylabel(f"{record['policy']}\n{milliseconds(record['latency_ms'][0])}", fontsize=9)
     figure.tight_layout(pad=0.4)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, metadata={"Software": None})

@@ -13,7 +13,7 @@ from ..profiles.costs import CostTable
 from ..profiles.errors import ScheduleError
 from ..profiles.fidelity import need_ssim
 from ..profiles.model import ModelProfile
-from ..profiles.tables import counted
+from ..profiles.tables import counted, milliseconds
 
 DEFAULT_SPEEDUP = 2.0
 
@@ -93,8 +93,8 @@ def search_summary(found: dict[str, Any]) -> Iterator[str]:
     held = f"on {counted(found['prompts']['held_out'], 'held-out prompt')}"
     if costs is not None:
         yield (
-            f"latency       {chosen['latency_ms']:.0f} ms predicted, {chosen['speedup']:.2f}x faster than dense "
-            f"({costs['dense_ms']:.0f} ms), on {costs['target']}, {costs['device']}"
+            f"latency       {milliseconds(chosen['latency_ms'])} predicted, {chosen['speedup']:.2f}x faster than dense "
+            f"({milliseconds(costs['dense_ms'])}), on {costs['target']}, {costs['device']}"
         )
     yield f"fidelity      {_fidelity(chosen)} to dense; {_fidelity(chosen, 'held_out_')} {held}"
     yield f"beside it     best of skip-N with noguide-M: {_fidelity(rival, 'held_out_')} {held}, {rival['speedup']:.2f}x"

@@ -27,6 +27,11 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
+def milliseconds(value: float) -> str:
+    """`3.4 ms`, `225 ms`."""
+    return f"{value:.{1 if value < 100 else 0}f} ms"
+
+
 def rung_files_table(rungs: Mapping[str, Sequence[str]]) -> str:
     """By rung, the files that an image of it runs after the decision; every other file is of all images."""
     rows = {"rung": "after the decision", **{name: ", ".join(files) or "nothing" for name, files in rungs.items()}}

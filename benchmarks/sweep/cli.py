@@ -24,6 +24,7 @@ from ...profiles.errors import ToprovarError
 from ...profiles.fidelity import need_ssim
 from ...profiles.manifest import TARGETS
 from ...profiles.strict import write_atomic
+from ...profiles.tables import milliseconds
 
 RESULT = "result.json"
 
@@ -127,7 +128,7 @@ def _line(record: dict[str, Any]) -> str:
     if "error" in record:
         return f"{record['policy']:<20} failed: {record['error']}"
     fidelity = "same" if record["psnr_db"] is None else f"{record['psnr_db']:.1f} dB, SSIM {record['ssim']:.3f}"
-    times = f"{record['flops_speedup']:.2f}x FLOPs, {record['speedup']:.2f}x time ({record['latency_ms'][0]:.0f} ms)"
+    times = f"{record['flops_speedup']:.2f}x FLOPs, {record['speedup']:.2f}x time ({milliseconds(record['latency_ms'][0])})"
     return f"{record['policy']:<20} {times}, {fidelity}"
 
 

@@ -75,7 +75,7 @@ class Search:
     ) -> None:
         self.trials, self.price, self.profile, self.budget_s = trials, price, price.profile, budget_s
         self.dimensions = dimensions
-        self.targets = tuple(sorted({*TARGETS, *([extra_target] if extra_target else [])}))
+        self._extra_target = extra_target
         self.whole = price.schedule(dense(self.profile))
         self.points: dict[object, Point] = {}
         self.costs = Costs()
@@ -85,8 +85,10 @@ class Search:
         """Measure, predict, check; returns the front, speed-up rising."""
         self._started = time.monotonic()
         self._elementary()
+        least = min(price for price, _, _ in frontier(self.costs, self.price))
+        targets = spread_targets(self.whole / least, self._extra_target)
         for turn in range(ROUNDS):
-            plans = by_speedup(frontier(self.costs, self.price), self.whole, self.targets, CANDIDATES)
+            plans = by_speedup(frontier(self.costs, self.price), self.whole, targets, CANDIDATES)
             new = [plan for plan in plans if plan.key() not in self.points]
             if not new:
                 break
@@ -183,6 +185,17 @@ class Search:
             self.points[plan.key()] = Point(plan, speedup, fidelity, expected)
             measured.append((plan, fidelity))
         return measured
+
+
+def spread_targets(fastest: float, extra: float | None) -> list[float]:
+    """Speed-ups to look for combinations at: as many whether prices fall by five or, as latencies may, by less than two.
+
+    Args:
+        fastest: Speed-up that combinations reach.
+        extra: Another one, or None.
+    """
+    usual = TARGETS if fastest >= TARGETS[-1] else [float(t) for t in np.geomspace(1.0, fastest, len(TARGETS) + 1)[1:]]
+    return sorted({*usual, *([] if extra is None else [extra])})
 
 
 def front(points: Iterable[Point], measure: str = "psnr_db") -> list[Point]:

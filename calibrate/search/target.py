@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ...profiles.errors import ScheduleError
+from ...profiles.tables import milliseconds
 from .search import Point
 
 
@@ -74,8 +75,8 @@ def _too_fast(best: Point, target: Target, dense_ms: float) -> str:
         )
     least_ms = dense_ms / best.speedup
     return (
-        f"target latency {target.latency_ms:g} ms: the fastest that the search found takes {least_ms:.0f} ms "
-        f"({best.speedup:.2f}x) at {reached}; run again with --target-latency-ms {math.ceil(least_ms)} or more"
+        f"target latency {target.latency_ms:g} ms: the fastest that the search found takes {milliseconds(least_ms)} "
+        f"({best.speedup:.2f}x) at {reached}; run again with --target-latency-ms {math.ceil(least_ms * 10) / 10:g} or more"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from toprovar.calibrate.search.actions import Change, Plan, build, grid, late_sc
 from toprovar.calibrate.search.policy import auto_schedule
 from toprovar.calibrate.search.predict import Costs, frontier, thin
 from toprovar.calibrate.search.price import Price
-from toprovar.calibrate.search.search import Point, Search, front
+from toprovar.calibrate.search.search import TARGETS, Point, Search, front, spread_targets
 from toprovar.calibrate.search.target import Target, choose
 from toprovar.calibrate.search.trials import Fidelity, Trials, first_change
 from toprovar.models.infinity import family
@@ -27,6 +28,7 @@ from toprovar.profiles.baselines import baseline, dense
 from toprovar.profiles.errors import ScheduleError
 from toprovar.profiles.plan import plan_scales, schedule_flops
 from toprovar.profiles.schedule import Schedule
+from toprovar.profiles.tables import milliseconds
 
 PROFILE = small_profile()
 COUNT = len(PROFILE.sizes)
@@ -106,7 +108,7 @@ def test_a_budget_leaves_out_what_would_take_longer(capsys: pytest.CaptureFixtur
 
 
 def test_combinations_that_the_state_cannot_hold_are_left_out() -> None:
-    """Updates of the last scale come from the one before the changes, where a newer one is written for a layer reused between."""
+    """The last scale takes updates of the one before all changes; a layer reused between writes a newer one."""
     first = COUNT - 3
     changes = {first: Change(skipped=(1,)), first + 1: Change(reused=(0,)), first + 2: Change(0.5, "cache")}
     contradicting = Plan(COUNT, COUNT, changes)
@@ -185,6 +187,15 @@ def test_thin_keeps_the_ends() -> None:
 
 def point(speedup: float, error: float) -> Point:
     return Point(Plan(COUNT, COUNT), speedup, Fidelity((error,)), error)
+
+
+def test_combinations_are_looked_for_wherever_there_may_be_some() -> None:
+    assert spread_targets(17.1, None) == list(TARGETS)
+    assert spread_targets(17.1, 1.3) == sorted([*TARGETS, 1.3])
+    found = spread_targets(1.95, None)
+    assert len(found) == len(TARGETS)
+    assert found[-1] == pytest.approx(1.95)
+    assert all(high / low == pytest.approx(1.95 ** (1 / len(TARGETS))) for low, high in itertools.pairwise([1.0, *found]))
 
 
 def test_front_and_choice() -> None:
@@ -266,11 +277,11 @@ def test_targets_that_cannot_be_met_name_the_nearest(trials: Path) -> None:
     costs, whole = made_table(), made_table().predict(dense(PROFILE))
     with pytest.raises(ScheduleError, match=r"conditioning \(3.0 ms\) and decoder \(20.0 ms\) alone take 23 ms on onnx"):
         auto_schedule(small_model(), PROMPTS[:2], 0, trials, Target(latency_ms=22), None, costs)
-    with pytest.raises(ScheduleError, match=r"target latency 24 ms: .* run again with --target-latency-ms \d+ or more"):
+    with pytest.raises(ScheduleError, match=r"target latency 24 ms: .* run again with --target-latency-ms [\d.]+ or more"):
         auto_schedule(small_model(), PROMPTS[:2], 0, trials, Target(latency_ms=24), None, costs)
     fast = [point(2.0, 9.0)]
     assert choose(fast, Target(latency_ms=whole / 2), whole).speedup == 2.0
-    with pytest.raises(ScheduleError, match=f"takes {whole / 2:.0f} ms .2.00x. at 38.6 dB"):
+    with pytest.raises(ScheduleError, match=f"takes {milliseconds(whole / 2)} .2.00x. at 38.6 dB"):
         choose(fast, Target(latency_ms=whole / 2 - 1), whole)
 
 
