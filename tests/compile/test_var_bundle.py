@@ -6,9 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from small_var import small_var_profile
+from matrix_cases import Case, model_of
 from toprovar.compile.bundle import build_bundle
-from toprovar.models.load import WeightOptions, load_model
 from toprovar.profiles.baselines import dense
 from toprovar.profiles.model import ModelProfile
 from toprovar.profiles.schedule import Schedule, TokenRule
@@ -20,18 +19,19 @@ PROMPTS, SEEDS = ("3", "7"), (11, 12)
 
 
 def everything(profile: ModelProfile) -> Schedule:
-    """All four dimensions: a scale left out, guidance dropped, a layer skipped, tokens held and taken from an earlier scale."""
+    """All four dimensions: scales left out, guidance dropped, a layer skipped, tokens held and taken from an earlier scale."""
     base = dense(profile)
     rules = list(base.scales)
     rules[1] = replace(rules[1], run=False)
     rules[2] = replace(rules[2], skip_layers=(1,))
     rules[3] = replace(rules[3], tokens=TokenRule(kept=(10, 16), fill="cache", cache_scale=2))
-    rules[4] = replace(rules[4], guidance=False, tokens=TokenRule(kept=(30, 30)))
+    rules[4] = replace(rules[4], guidance=False, tokens=TokenRule(kept=(20, 20)))
+    rules[5:] = [replace(rule, run=False, guidance=False) for rule in rules[5:]]
     return replace(base, policy="everything", scales=tuple(rules), entropy_layer=1)
 
 
 def test_engine_draws_the_images_of_torch(tmp_path: Path) -> None:
-    model = load_model(small_var_profile(patch_nums=(1, 2, 3, 4, 6)), WeightOptions(weights="random"))
+    model = model_of(Case("var", "dense", 1.0, True))
     schedule = everything(model.profile)
     build_bundle(model, schedule, tmp_path / "engine", model.text_source, lambda _: None)
     engine = Engine(tmp_path / "engine", threads=1)

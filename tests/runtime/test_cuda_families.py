@@ -37,10 +37,9 @@ from toprovar.runtime.text import TextSource
 SEEDS = (11, 12, 13, 14)
 DEVICES = ("cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")))
 ALL = [case for case in cases() if case.family != "infinity" and not case.refused]
-SHARED = [Case(matrix_cases.SHARED, policy, 1.0, guided) for policy in ("dense", "entropy-cache") for guided in (True, False)]
+SHARED = [Case(matrix_cases.SHARED, policy, 1.0, guided) for policy in ("dense", "entropy") for guided in (True, False)]
 BY_BRANCH = [Case(family, "fastvar", 1.0, True) for family in ("var", "hart")]
-PRUNED = [Case(family, "entropy-cache", 1.0, True) for family in ("var", "hart")]
-HALF = [Case(family, policy, 1.0, True) for family in ("var", "hart") for policy in ("entropy-hold", "entropy-cache")]
+PRUNED = [Case(family, "entropy", 1.0, True) for family in ("var", "hart")]
 ROUNDED = 20
 """Levels of a byte that a decoder in bf16 may differ from one that sums otherwise; measured 11."""
 
@@ -128,7 +127,7 @@ def test_tokens_chosen_and_put_back_by_kernels_draw_the_same(case: Case, opened:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("case", HALF, ids=str)
+@pytest.mark.parametrize("case", PRUNED, ids=str)
 def test_bf16_is_as_exact_as_the_eager_modules(case: Case, device: str) -> None:
     """On the CPU both are the same calls, which shows that every policy runs in bf16 at all."""
     model = in_half(model_of(case), torch.bfloat16, device)

@@ -15,15 +15,15 @@ from toprovar.profiles.baselines import baseline, dense
 from toprovar.profiles.model import ModelProfile
 from toprovar.profiles.schedule import Schedule, TokenRule
 
-POLICIES = ("dense", "skip-1", "noguide-2", "skip-1+noguide-3", "fastvar", "skipvar", "entropy-hold", "entropy-cache")
+POLICIES = ("dense", "skip-1", "noguide-3", "skip-1+noguide-3", "fastvar", "skipvar", "entropy")
 FAMILIES = ("infinity", "var", "hart")
 SHARED = "var-shared"
 """VAR with one modulation for all blocks, beside the families: what is its own is made before the first scale."""
 ASPECTS = {"infinity": (1.0, 2.0, 0.667), "var": (1.0,), SHARED: (1.0,), "hart": (1.0,)}
 """Height over width; VAR and HART draw squares only."""
-OBLONG = {2.0: ("dense", "skip-1", "fastvar", "entropy-hold"), 0.667: ("skip-3",)}
+OBLONG = {2.0: ("dense", "skip-1", "fastvar", "entropy"), 0.667: ("skip-4",)}
 """Policies of upright images, without guidance, and of wide ones, with it."""
-UNGUIDED_SQUARES = {"infinity": (), "var": ("dense", "skipvar", "entropy-cache"), "hart": ()}
+UNGUIDED_SQUARES = {"infinity": (), "var": ("dense", "skipvar", "entropy"), "hart": ()}
 """Policies of squares without guidance: with upright images, each that needs none meets a model without it.
 
 HART without guidance has a test of its own (`tests/models/hart/test_bundle.py`).
@@ -34,8 +34,8 @@ SPOKEN = ("a red circle", "two blue stars beside a cup", "a cup", "three white r
 PROMPTS = {"infinity": SPOKEN, "var": small_var.CLASSES, SHARED: small_var.CLASSES, "hart": SPOKEN}
 REFUSED = {("hart", "skipvar")}
 """Policies that these small models have too few scales for."""
-NEEDS_GUIDANCE = {"noguide-2", "skip-1+noguide-3"}
-PLANNED = {("var", "skipvar"), ("var", "entropy-cache"), ("hart", "fastvar"), ("hart", "entropy-hold")}
+NEEDS_GUIDANCE = {"noguide-3", "skip-1+noguide-3"}
+PLANNED = {("var", "skipvar"), ("var", "entropy"), ("hart", "fastvar"), ("hart", "entropy")}
 """Guided ones that run as plans too, in the stand-in of TensorRT; Infinity does in tests of its own."""
 
 
@@ -84,21 +84,18 @@ def schedule_of(case: Case, profile: ModelProfile) -> Schedule:
     Raises:
         ScheduleError: The model cannot have it.
     """
-    kind, _, fill = case.policy.partition("-")
-    return _pruned(profile, fill) if kind == "entropy" else baseline(case.policy, profile)
+    return _pruned(profile) if case.policy == "entropy" else baseline(case.policy, profile)
 
 
-def _pruned(profile: ModelProfile, fill: str) -> Schedule:
-    """Half of the tokens of the last two scales, by entropy, in all layers or in the last one."""
+def _pruned(profile: ModelProfile) -> Schedule:
+    """Half of the tokens of the last two scales, by entropy: in one layer, the others from a cache, then held in all layers."""
     layers = profile.transformer.depth
     base = replace(dense(profile), entropy_layer=layers - 1)
-    rules = list(base.scales)
-    for rule in rules[-2:]:
-        half = rule.count // 2
-        kept = (half,) * layers if fill == "hold" else (*(rule.count,) * (layers - 1), half)
-        cached = {"cache_scale": len(rules) - 3} if fill == "cache" else {}
-        rules[rule.scale] = replace(rule, tokens=TokenRule(kept=kept, fill=fill, **cached))
-    return replace(base, policy=f"entropy, {fill}", scales=tuple(rules))
+    *rules, cached, held = base.scales
+    kept = (*(cached.count,) * (layers - 1), cached.count // 2)
+    cached = replace(cached, tokens=TokenRule(kept=kept, fill="cache", cache_scale=len(rules) - 1))
+    held = replace(held, tokens=TokenRule(kept=(held.count // 2,) * layers, fill="hold"))
+    return replace(base, policy="entropy", scales=(*rules, cached, held))
 
 
 @lru_cache(maxsize=8)
