@@ -58,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
             for offset, ((prompt, seed), pixels) in enumerate(zip(part, images.uint8(), strict=True)):
                 path = args.output / f"{start + offset:0{digits}d}_seed{seed}.png"
                 _save(engine, path, pixels, prompt, seed)
-                _tell(args, path, prompt, seed, images, offset)
+                # the bar steps aside, or the line would begin in it
+                with tqdm.external_write_mode():
+                    _tell(args, path, prompt, seed, images, offset)
             bar.update(len(part))
     return 0
 
