@@ -1,4 +1,4 @@
-"""The search: elementary costs, predicted frontier, the promising combinations run, factors refitted, the front returned.
+"""The search: elementary costs, predicted frontier, the promising combinations run, factors refitted, then their neighbours.
 
 The products of skip-N and noguide-M and all combinations are run on every prompt, and only they can be chosen. There are many
 more single actions: tokens pruned at one scale and guidance differences reused run on SINGLES_PROMPTS prompts, single layers on
@@ -23,11 +23,15 @@ from ...profiles.schedule import Schedule
 from .actions import Plan, build, grid, layer_changes, reused_ends, token_changes
 from .predict import Costs, by_speedup, frontier
 from .price import Price
+from .refine import promising
 from .trials import Fidelity, Trials
 
 TARGETS = (1.2, 1.35, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.4, 4.0, 5.0)
 CANDIDATES = 3
 ROUNDS = 3
+REFINEMENTS, NEIGHBOURS = 3, 12
+NEAR_TARGET = (0.9, 1.4)
+"""Of a target speed-up, where the front is refined."""
 SINGLES_PROMPTS = 4
 LAYERS_PROMPTS = 2
 SINGLES_SHARE = 0.5
@@ -97,7 +101,20 @@ class Search:
                 break
             self._measure(new, f"round {turn + 1}")
             self.costs.fit((p.plan, p.fidelity.mse) for p in self.points.values() if not p.plan.is_product)
+        self._refine()
         return front(self.points.values(), "ssim" if self.trials.with_ssim else "psnr_db")
+
+    def _refine(self) -> None:
+        """Run neighbours of the front, of the target's part of it where there is one, as long as some should gain."""
+        for turn in range(REFINEMENTS):
+            best = [(p.plan, p.speedup, p.fidelity.mse) for p in front(self.points.values())]
+            if self._extra_target is not None:
+                low, high = (self._extra_target * factor for factor in NEAR_TARGET)
+                best = [run for run in best if low <= run[1] <= high]
+            new = promising(best, self.points, self.costs, self.price, self.whole, NEIGHBOURS)
+            if not new or not self._may_run(len(new) * len(self.trials.prompts), 1.0):
+                break
+            self._measure(new, f"refinement {turn + 1}")
 
     def schedule(self, plan: Plan) -> Schedule:
         return build(plan, self.profile)
