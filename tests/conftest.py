@@ -11,6 +11,7 @@ import pytest
 import torch
 from exporter import keep_operators
 from shared_graphs import SharedGraphs
+from toprovar.calibrate.search import search
 from toprovar.compile.export_cache import reusing_graphs
 
 ROOT = Path(__file__).parent.parent
@@ -50,6 +51,14 @@ def _few_collections() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _few_neighbours() -> Iterator[None]:
+    """Most of what a search runs at its end; its own tests ask for more (`calibrate/test_refine.py`)."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(search, "NEIGHBOURS", 1)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

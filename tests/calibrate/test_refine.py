@@ -91,6 +91,7 @@ def test_refined_search_only_adds(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = Search(trials, PRICE)
     before = plain.run()
     monkeypatch.setattr(searching, "REFINEMENTS", 2)
+    monkeypatch.setattr(searching, "NEIGHBOURS", 12)
     refined = Search(trials, PRICE)
     after = refined.run()
     assert plain.points.keys() < refined.points.keys()
