@@ -7,7 +7,6 @@ its header, and pickled objects other than tensors are refused, as loading them 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle
 import zipfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..profiles.errors import CheckpointError
+from ..profiles.manifest import sha256_of
 from .fetch import WEIGHT_SUFFIXES, fetch_weights
 from .random_weights import random_weights
 
@@ -29,7 +29,6 @@ __all__ = [
     "Checkpoint",
     "check_keys",
     "fetch_weights",
-    "file_sha256",
     "load_into",
     "open_checkpoint",
     "random_weights",
@@ -46,7 +45,6 @@ OFFICIAL_EXTRAS = frozenset(
     }
 )
 _LISTED = 8
-_CHUNK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,17 +81,8 @@ class Checkpoint(Mapping[str, "Tensor"]):
         """SHA-256 of every file by its name; the first call reads all of them."""
         for file in self.files:
             if file.name not in self.sha256:
-                self.sha256[file.name] = file_sha256(file)
+                self.sha256[file.name] = sha256_of(file)
         return dict(self.sha256)
-
-
-def file_sha256(path: Path) -> str:
-    """Hex digest of a file, read in chunks of 16 MiB."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def open_checkpoint(path: Path, key: str | None = None) -> Checkpoint:

@@ -226,6 +226,7 @@ class EngineManifest:
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, read in pieces."""
+    # larger ones than `hashlib.file_digest` takes: after each, the thread waits for one that imports
     digest, buffer = hashlib.sha256(), memoryview(bytearray(1 << 24))
     with path.open("rb", buffering=0) as file:
         while count := file.readinto(buffer):

@@ -6,6 +6,7 @@ the weights afterwards finds them in the system's cache.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -36,6 +37,7 @@ def begin_file_check(folder: Path, manifest: EngineManifest) -> Problems:
         except BaseException as problem:
             found.set_exception(problem)
 
+    # daemons: a command that is refused for another reason ends at once
     for name, entry in manifest.files.items():
         for start in range(READERS if entry.bytes >= LARGE else 0):
             Thread(target=_read_ahead, args=(folder / name, start), daemon=True).start()
@@ -57,16 +59,8 @@ def file_problems(folder: Path, manifest: EngineManifest) -> list[str]:
 
 def _read_ahead(path: Path, start: int) -> None:
     """Every `READERS`th piece of a file, into the system's cache."""
-    try:
-        file = os.open(path, os.O_RDONLY)
-    except OSError:
-        # the check tells
-        return
-    try:
+    # what cannot be read, the check tells
+    with contextlib.suppress(OSError), path.open("rb") as file:
         at = start * PIECE
-        while os.pread(file, PIECE, at):
+        while os.pread(file.fileno(), PIECE, at):
             at += READERS * PIECE
-    except OSError:
-        return
-    finally:
-        os.close(file)

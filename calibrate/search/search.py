@@ -89,10 +89,12 @@ class Search:
         """Measure, predict, check; returns the front, speed-up rising."""
         self._started = time.monotonic()
         self._elementary()
-        least = min(price for price, _, _ in frontier(self.costs, self.price))
-        targets = spread_targets(self.whole / least, self._extra_target)
+        targets: list[float] = []
         for turn in range(ROUNDS):
-            plans = by_speedup(frontier(self.costs, self.price), self.whole, targets, CANDIDATES)
+            combinations = frontier(self.costs, self.price)
+            # all rounds look at the same speed-ups
+            targets = targets or spread_targets(self.whole / combinations[-1][0], self._extra_target)
+            plans = by_speedup(combinations, self.whole, targets, CANDIDATES)
             new = [plan for plan in plans if plan.key() not in self.points]
             if not new:
                 break

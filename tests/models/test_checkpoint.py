@@ -14,12 +14,12 @@ from safetensors.torch import save, save_file
 from toprovar.models.checkpoint import (
     check_keys,
     fetch_weights,
-    file_sha256,
     load_into,
     open_checkpoint,
     random_weights,
 )
 from toprovar.profiles.errors import CheckpointError
+from toprovar.profiles.manifest import sha256_of
 from torch import nn
 
 
@@ -138,10 +138,10 @@ def test_tensors_are_mapped_not_read(tmp_path, name):
     load_into(module, open_checkpoint(path))
     assert float(module.weight.detach().sum()) == 4096**2
     assert private_bytes() - before < 16e6
-    digest = file_sha256(path)
+    digest = sha256_of(path)
     with torch.no_grad():
         module.bias.add_(1)
-    assert file_sha256(path) == digest
+    assert sha256_of(path) == digest
 
 
 def test_cast_is_of_floats_only_and_keeps_equal_dtypes(tmp_path):
