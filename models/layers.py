@@ -21,6 +21,11 @@ class Linear(nn.Linear):
         return rows_linear(x, self.weight, self.bias)
 
 
+def normal_parameter(*shape: int, std: float) -> nn.Parameter:
+    """A parameter drawn from N(0, std^2)."""
+    return nn.Parameter(nn.init.normal_(torch.empty(*shape), std=std))
+
+
 def rows_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """`x @ weight.T + bias` on rows: `[..., in]` -> `[..., out]`."""
     return F.linear(x.reshape(-1, x.shape[-1]), weight, bias).reshape(*x.shape[:-1], weight.shape[0])

@@ -15,6 +15,7 @@ from ..profiles.hart import HartConfig
 from ..profiles.model import FOLDER, ModelProfile
 from .checkpoint import fetch_weights, load_into, open_checkpoint, random_weights
 from .family import family_of
+from .skeleton import skeleton
 from .text import TextEncoder
 from .text.classes import ClassEncoder, ClassNames
 from .text.llm import LlmTextEncoder
@@ -98,7 +99,7 @@ def load_model(
     _check_text(profile, options)
     digests: dict[str, str] = {}
     family = family_of(profile)
-    with torch.device("meta"):
+    with skeleton():
         transformer, vae = family.transformer(profile.transformer), family.vae(profile.vae)
     for name, module, spec in (
         ("transformer", transformer, _source(profile, options, "transformer", options.weights)),
@@ -178,7 +179,7 @@ def _text_encoder(
         names = ClassNames.read(len(embedding) - 1, source)
         return ClassEncoder(names, embedding), {"kind": kind, "names": list(names.names)}
     if kind == "words":
-        with torch.device("meta"):
+        with skeleton():
             encoder = WordEncoder(width=config.text_channels, max_length=profile.text.max_length)
         spec = _source(profile, options, "text_encoder", options.text_encoder)
         _fill("text_encoder", encoder, spec, options, dtype, device, digests)

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ..models.family import family_of, noise_of, stored_modules
 from ..models.load import LoadedModel
 from ..models.rungs import View, split_plans
+from ..models.skeleton import skeleton
 from ..models.text.random_features import RandomTextEncoder
 from ..models.tiny.text_encoder import WordEncoder
 from ..profiles.errors import BundleError
@@ -126,7 +127,7 @@ class CudaEngine(loop.Engine):
     def _model(self, weights: dict[str, Tensor]) -> LoadedModel:
         """The model without its text encoder: features come with each request."""
         profile = self.profile
-        with torch.device("meta"):
+        with skeleton():
             transformer, vae = self.family.transformer(profile.transformer), self.family.vae(profile.vae)
         text = RandomTextEncoder(profile.transformer.text_channels, profile.text.max_length, 0)
         model = LoadedModel(profile=profile, transformer=transformer, vae=vae, text=text, digests=self.manifest.weights)
@@ -137,7 +138,7 @@ class CudaEngine(loop.Engine):
     def _word_encoder(self, weights: dict[str, Tensor]) -> WordEncoder | None:
         if self.profile.text.kind != "words":
             return None
-        with torch.device("meta"):
+        with skeleton():
             encoder = WordEncoder(width=self.profile.transformer.text_channels, max_length=self.profile.text.max_length)
         _fill(encoder, weights, "text_encoder.", self.folder)
         return encoder

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...profiles.infinity import TransformerConfig
-from ..layers import Linear, attend, modulate, rows_linear
+from ..layers import Linear, attend, modulate, normal_parameter, rows_linear
 from ..state import Rope
 from .rope import rotate
 
@@ -124,7 +124,7 @@ class Block(nn.Module):
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, config.width) / config.width**0.5)
+        self.ada_gss = normal_parameter(1, 1, 6, config.width, std=config.width**-0.5)
         self.sa = SelfAttention(config)
         self.ca = CrossAttention(config)
         self.ffn = FeedForward(config)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ...profiles.infinity import BSQ_LEVELS_MAX, TransformerConfig
-from ..layers import HeadNorm, Linear, RMSNorm, gelu_mlp, modulate, rows_linear, silu_linear
+from ..layers import HeadNorm, Linear, RMSNorm, gelu_mlp, modulate, normal_parameter, rows_linear, silu_linear
 from ..state import State
 from .blocks import Block
 
@@ -51,7 +51,7 @@ class TextPool(nn.Module):
         width = config.width
         # official rule: heads follow the text width, not the transformer's heads
         self.heads = max(1, config.text_channels // (64 if width > POOL_WIDE else 128))
-        self.mat_q = nn.Parameter(torch.randn(1, self.heads, width // self.heads) * 0.02)
+        self.mat_q = normal_parameter(1, self.heads, width // self.heads, std=0.02)
         self.v_bias = nn.Parameter(torch.zeros(width))
         self.register_buffer("zero_k_bias", torch.zeros(width))
         self.mat_kv = Linear(config.text_channels, 2 * width, bias=False)
@@ -90,8 +90,8 @@ class Infinity(nn.Module):
         super().__init__()
         self.config = config
         width = config.width
-        self.cfg_uncond = nn.Parameter(torch.randn(config.text_maxlen, config.text_channels) / config.text_channels**0.5)
-        self.pos_start = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+        self.cfg_uncond = normal_parameter(config.text_maxlen, config.text_channels, std=config.text_channels**-0.5)
+        self.pos_start = normal_parameter(1, 1, width, std=0.02)
         self.text_norm = RMSNorm(config.text_channels)
         self.text_proj_for_sos = _Pool(config)
         self.text_proj_for_ca = gelu_mlp(config.text_channels, width, width)

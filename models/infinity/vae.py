@@ -60,7 +60,7 @@ class _Lfq(nn.Module):
     def __init__(self, bits: int) -> None:
         super().__init__()
         # 2 ** 63 wraps to the lowest int64, as in the released 64-bit VAE
-        self.register_buffer("mask", torch.ones(bits, dtype=torch.int64) << torch.arange(bits - 1, -1, -1))
+        self.register_buffer("mask", torch.tensor([1 << bit for bit in reversed(range(bits))]))
 
 
 class _Quantizer(nn.Module):

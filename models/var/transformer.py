@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor, nn
 
 from ...profiles.var import VarConfig
 from ..infinity.blocks import FeedForward, SelfAttention
-from ..layers import HeadNorm, Linear, modulate, silu_linear
+from ..layers import HeadNorm, Linear, modulate, normal_parameter, silu_linear
 from ..state import Attended, Past, State
 
 
@@ -24,7 +23,7 @@ class Block(nn.Module):
         super().__init__()
         self.attn, self.ffn = SelfAttention(config), FeedForward(config)
         if config.shared_modulation:
-            self.ada_gss = nn.Parameter(torch.randn(1, 1, 6, config.width) / config.width**0.5)
+            self.ada_gss = normal_parameter(1, 1, 6, config.width, std=config.width**-0.5)
         else:
             self.ada_lin = silu_linear(config.width, 6 * config.width)
 
@@ -68,8 +67,8 @@ class Var(nn.Module):
         super().__init__()
         self.config = config
         width, tokens = config.width, sum(n * n for n in config.patch_nums)
-        self.pos_start = nn.Parameter(torch.randn(1, 1, width) * 0.02)
-        self.pos_1LC = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
+        self.pos_start = normal_parameter(1, 1, width, std=0.02)
+        self.pos_1LC = normal_parameter(1, tokens, width, std=0.02)
         self.word_embed = Linear(config.latent_channels, width)
         self.class_emb = nn.Embedding(config.classes + 1, width)
         self.lvl_embed = nn.Embedding(len(config.patch_nums), width)

@@ -16,29 +16,25 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..direct import direct
 from .reference import attention_with_entropy
 
 WIDEST = 256
 
 
-def _definition(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    output, entropy = attention_with_entropy(q, k, v, scale)
-    return output.transpose(1, 2).contiguous().transpose(1, 2), entropy.contiguous()
-
-
-_op = torch.library.custom_op("toprovar::flash_attention_entropy", _definition, mutates_args=())
-
-
-@_op.register_kernel("cuda")
-def _(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    if not _has_kernel(q):
-        return _definition(q, k, v, scale)
+def _attend(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    if not q.is_cuda or not _has_kernel(q):
+        output, entropy = attention_with_entropy(q, k, v, scale)
+        return output.transpose(1, 2).contiguous().transpose(1, 2), entropy.contiguous()
     from .launch import forward
 
     if scale < 0:
         q, scale = -q, -scale
     q, k, v = _readable(q, k, v)
     return forward(q, k, v, scale)
+
+
+_op = torch.library.custom_op("toprovar::flash_attention_entropy", _attend, mutates_args=())
 
 
 @_op.register_fake
@@ -58,16 +54,18 @@ def _has_kernel(q: Tensor) -> bool:
     return q.dtype in (torch.float16, torch.bfloat16, torch.float32) and q.shape[-1] % 16 == 0 and q.shape[-1] <= WIDEST
 
 
-@torch.library.custom_op("toprovar::flash_attention", mutates_args=())
-def _flash_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """The kernels without entropy, as one op under torch.compile."""
+def _attend_alone(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     from .launch import forward
 
     q, k, v = _readable(q, k, v)
     return forward(q, k, v, scale, entropy=False)[0]
 
 
-@_flash_attention.register_fake
+# the kernels without entropy, as one op under torch.compile
+_alone = torch.library.custom_op("toprovar::flash_attention", _attend_alone, mutates_args=())
+
+
+@_alone.register_fake
 def _(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     batch, heads, queries, width = q.shape
     return q.new_empty((batch, queries, heads, width)).transpose(1, 2)
@@ -87,6 +85,8 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """
     if not q.is_cuda or not _has_kernel(q):
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
+    if direct():
+        return _attend_alone(q, k, v, scale)
     return torch.ops.toprovar.flash_attention(q, k, v, scale)  # type: ignore[no-any-return]
 
 
@@ -118,5 +118,7 @@ def flash_attention_entropy(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tu
         raise ValueError(f"q, k, v must share dtype and device, got {q.dtype}, {k.dtype}, {v.dtype}")
     if not math.isfinite(scale):
         raise ValueError(f"scale must be finite, got {scale}")
+    if direct():
+        return _attend(q, k, v, float(scale))
     output, entropy = torch.ops.toprovar.flash_attention_entropy(q, k, v, float(scale))
     return output, entropy

@@ -6,57 +6,58 @@ back to the host, so CUDA graphs can capture them after one call outside (which 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from ..direct import direct
 from . import reference
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INDICES = (torch.int32, torch.int64)
 
 
-_select = torch.library.custom_op("toprovar::select_tokens", reference.select, mutates_args=())
-_gather = torch.library.custom_op("toprovar::gather_rows", reference.gather_rows, mutates_args=())
-_scatter = torch.library.custom_op("toprovar::scatter_rows", reference.scatter_rows, mutates_args=())
+def _kernels(x: Tensor) -> Any:
+    """What computes where a tensor is."""
+    if not x.is_cuda:
+        return reference
+    # imported when first called: a machine without a GPU need not have Triton
+    from . import launch
+
+    return launch
 
 
-@_select.register_fake
+def _select(scores: Tensor, k: int, largest: bool) -> Tensor:
+    return _kernels(scores).select(scores, k, largest)  # type: ignore[no-any-return]
+
+
+def _gather(x: Tensor, indices: Tensor) -> Tensor:
+    return _kernels(x).gather_rows(x, indices)  # type: ignore[no-any-return]
+
+
+def _scatter(base: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
+    return _kernels(base).scatter_rows(base, indices, rows)  # type: ignore[no-any-return]
+
+
+_select_op = torch.library.custom_op("toprovar::select_tokens", _select, mutates_args=())
+_gather_op = torch.library.custom_op("toprovar::gather_rows", _gather, mutates_args=())
+_scatter_op = torch.library.custom_op("toprovar::scatter_rows", _scatter, mutates_args=())
+
+
+@_select_op.register_fake
 def _(scores: Tensor, k: int, largest: bool) -> Tensor:
     return scores.new_empty((scores.shape[0], k), dtype=torch.int64)
 
 
-@_gather.register_fake
+@_gather_op.register_fake
 def _(x: Tensor, indices: Tensor) -> Tensor:
     return x.new_empty((x.shape[0], indices.shape[1], x.shape[2]))
 
 
-@_scatter.register_fake
+@_scatter_op.register_fake
 def _(base: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
     return base.new_empty(base.shape)
-
-
-# imported when first called: a machine without a GPU need not have Triton
-
-
-@_select.register_kernel("cuda")
-def _(scores: Tensor, k: int, largest: bool) -> Tensor:
-    from . import launch
-
-    return launch.select(scores, k, largest)
-
-
-@_gather.register_kernel("cuda")
-def _(x: Tensor, indices: Tensor) -> Tensor:
-    from . import launch
-
-    return launch.gather_rows(x, indices)
-
-
-@_scatter.register_kernel("cuda")
-def _(base: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
-    from . import launch
-
-    return launch.scatter_rows(base, indices, rows)
 
 
 def select_tokens(scores: Tensor, k: int, largest: bool = False) -> Tensor:
@@ -81,6 +82,8 @@ def select_tokens(scores: Tensor, k: int, largest: bool = False) -> Tensor:
     # torch.export cannot see that N // 2 <= N: a count computed from a symbolic size is taken at its word
     if isinstance(k, int) and not 1 <= k <= n:
         raise ValueError(f"k: got {k} for rows of {n} scores, expected 1 to {n}; keep between one token and all of them")
+    if direct():
+        return _select(scores, k, largest)
     result: Tensor = torch.ops.toprovar.select_tokens(scores, k, largest)
     return result
 
@@ -123,6 +126,8 @@ def gather_rows(x: Tensor, indices: Tensor) -> Tensor:
         ValueError: The shapes, the devices or the dtype of `indices` do not fit.
     """
     _check("x", x, indices)
+    if direct():
+        return _gather(x, indices)
     result: Tensor = torch.ops.toprovar.gather_rows(x, indices)
     return result
 
@@ -149,6 +154,8 @@ def scatter_rows(base: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
             f"rows: got {_shown(rows)}, expected {base.dtype} {expected} on {base.device}; give one row an index, and convert "
             "with .to(base)"
         )
+    if direct():
+        return _scatter(base, indices, rows)
     result: Tensor = torch.ops.toprovar.scatter_rows(base, indices, rows)
     return result
 

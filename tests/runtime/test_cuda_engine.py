@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,6 +115,17 @@ def test_a_replay_allocates_nothing(tmp_path: Path) -> None:
     before = torch.cuda.memory_stats()["allocation.all.allocated"]
     engine.generate(*request)
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+
+
+@gpu
+def test_a_load_and_an_image_leave_torchs_compiler_alone(tmp_path: Path) -> None:
+    """Importing it takes seconds of every load."""
+    folder = build(tmp_path / "engine", everything_at_once())
+    request = ["--engine", str(folder), "--prompt", PROMPTS[0], "--output", str(tmp_path / "images")]
+    code = "import sys; from toprovar.runtime.cli import main; assert main(sys.argv[1:]) == 0; "
+    code += "assert not {'sympy', 'torch._dynamo'} & set(sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *request], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @gpu
