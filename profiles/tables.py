@@ -28,8 +28,13 @@ def counted(number: int, what: str) -> str:
 
 
 def milliseconds(value: float) -> str:
-    """`3.4 ms`, `225 ms`."""
-    return f"{value:.{1 if value < 100 else 0}f} ms"
+    """`3.42 ms`, `76.3 ms`, `225 ms`."""
+    return f"{three_digits(value)} ms"
+
+
+def three_digits(value: float) -> str:
+    """`3.42`, `76.3`, `225`, `1916`: as many decimals as make three digits, none above them."""
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def rung_files_table(rungs: Mapping[str, Sequence[str]]) -> str:

@@ -19,6 +19,7 @@ from ...profiles.errors import CostError
 from ...profiles.fidelity import psnr
 from ...profiles.plan import schedule_flops
 from ...profiles.schedule import Schedule
+from ...profiles.tables import three_digits
 from .drawing import Drawer, Tally
 from .scenes import judged
 
@@ -48,7 +49,7 @@ def records(
             "policy": manifest.policy,
             "target": manifest.target,
             "flops_speedup": round(_flops_speedup(drawer, tally), 3),
-            "latency_ms": [round(v, 1) for v in (median, min(tally.latency_ms), max(tally.latency_ms))],
+            "latency_ms": [round(v, 3) for v in (median, min(tally.latency_ms), max(tally.latency_ms))],
             "speedup": round(base / median, 3),
             "psnr_db": _mean_psnr(tally.error),
             "ssim": None if not any(tally.error) else round(statistics.fmean(tally.similarity), 4),
@@ -80,7 +81,7 @@ def predicted_ms(costs: CostTable, drawer: Drawer, tally: Tally) -> float | None
     try:
         timed = _paths(drawer, tally)[: len(tally.latency_ms)]
         picking = costs.picking_ms(drawer.engine.schedule)
-        return round(picking + statistics.median(costs.predict(path) for path in timed), 1)
+        return round(picking + statistics.median(costs.predict(path) for path in timed), 3)
     except CostError as problem:
         print(f"{drawer.engine.manifest.policy}: no prediction: {problem}", file=sys.stderr)
         return None
@@ -110,13 +111,13 @@ def rows(found: Sequence[Record]) -> list[list[str]]:
 
 
 def _row(record: Record, is_reference: bool) -> list[str]:
-    median, least, most = record["latency_ms"]
-    cells = [record["policy"], f"{record['flops_speedup']:.2f}x", f"{median:.0f} ({least:.0f}-{most:.0f})"]
+    shown = [three_digits(value) for value in record["latency_ms"]]
+    cells = [record["policy"], f"{record['flops_speedup']:.2f}x", f"{shown[0]} ({shown[1]}-{shown[2]})"]
     cells.append(f"{record['speedup']:.2f}x")
     cells += ["same"] * 2 if record["psnr_db"] is None else [f"{record['psnr_db']:.1f}", f"{record['ssim']:.3f}"]
     if "predicted_ms" in record:
         ratio = record["predicted_over_measured"]
-        cells.append("-" if ratio is None else f"{record['predicted_ms']:.0f} ({ratio - 1:+.0%})")
+        cells.append("-" if ratio is None else f"{three_digits(record['predicted_ms'])} ({ratio - 1:+.0%})")
     if "scene_eval" in record:
         scene = record["scene_eval"]
         pair = scene["paired"]
