@@ -70,7 +70,7 @@ def test_prediction_of_mixed_paths_is_the_median_of_those_timed() -> None:
     schedule, costs = with_rungs("detail"), made_table()
     drawer = SimpleNamespace(engine=SimpleNamespace(schedule=schedule))
     tally = Tally(latency_ms=[3.0, 1.0, 3.0], rungs=["whole", "short", "whole", "short", "short", "short"])
-    expected = round(7.0 + costs.predict(schedule.paths[0]), 1)
+    expected = round(7.0 + costs.predict(schedule.paths[0]), 3)
     assert predicted_ms(costs, drawer, tally) == expected  # type: ignore[arg-type]
     assert costs.predict(schedule.paths[0]) > costs.predict(schedule.paths[2]) + 1
 
