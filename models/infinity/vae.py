@@ -6,6 +6,7 @@ The summed codes are fed to the decoder as they are.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -59,8 +60,8 @@ class _Lfq(nn.Module):
 
     def __init__(self, bits: int) -> None:
         super().__init__()
-        # 2 ** 63 wraps to the lowest int64, as in the released 64-bit VAE
-        self.register_buffer("mask", torch.tensor([1 << bit for bit in reversed(range(bits))]))
+        # 2 ** 63 wraps to the lowest int64, as in the released 64-bit VAE; shifted by numpy, as torch would import its compiler
+        self.register_buffer("mask", torch.tensor(np.int64(1) << np.arange(bits - 1, -1, -1)))
 
 
 class _Quantizer(nn.Module):

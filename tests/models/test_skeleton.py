@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from toprovar.models.family import family_of
+from toprovar.models.infinity.vae import _Lfq
 from toprovar.models.skeleton import skeleton
 from toprovar.profiles.model import load_profile, shipped
 
@@ -37,12 +38,21 @@ print(*({"sympy", "torch._dynamo"} & set(sys.modules)))
 
 
 @pytest.mark.parametrize("name", shipped())
-def test_shapes_are_those_of_built_modules(name: str) -> None:
+def test_no_tensor_of_a_shipped_model_has_values(name: str) -> None:
     profile = load_profile(name)
     family = family_of(profile)
     with skeleton():
         modules = [family.transformer(profile.transformer), family.vae(profile.vae)]
     assert all(tensor.is_meta for module in modules for tensor in module.state_dict().values())
+
+
+def test_mask_of_64_bits_wraps_as_the_released_one() -> None:
+    """Red before: 2 ** 63 was refused, and with it the 64-bit VAE."""
+    with skeleton():
+        assert _Lfq(64).mask.is_meta
+    mask = _Lfq(64).mask
+    assert mask.dtype == torch.int64
+    assert mask.tolist() == [-(2**63), *(2**bit for bit in reversed(range(63)))]
 
 
 def test_outside_tensors_are_filled_as_ever() -> None:
