@@ -15,6 +15,7 @@ import numpy as np
 
 from ...profiles.pages import fill_page
 from ...profiles.strict import write_atomic
+from ...profiles.tables import three_digits
 from .front import SPEEDS, Record, margins
 from .measure import PICTURES
 from .plot import sweep_chart
@@ -93,15 +94,19 @@ def _table(lines: Sequence[dict[str, Any]]) -> str:
     shown = [name for name in SHOWN if any(line.get(name) is not None for line in lines)]
     rows = ["<tr>" + "".join(f"<th>{SHOWN[name]}</th>" for name in shown) + "</tr>"]
     for line in lines:
-        cells = "".join(f'<td class="n">{_cell(line.get(name))}</td>' for name in shown[1:])
+        cells = "".join(f'<td class="n">{_cell(name, line.get(name))}</td>' for name in shown[1:])
         if "error" in line:
             cells = f'<td colspan="{len(shown) - 1}">not measured: {html.escape(line["error"])}</td>'
         rows.append(f"<tr><td>{html.escape(line['policy'])}</td>{cells}</tr>")
     return "<table>\n" + "\n".join(rows) + "\n</table>"
 
 
-def _cell(entry: Any) -> str:
-    return "–" if entry is None else html.escape(f"{entry:g}" if isinstance(entry, float) else str(entry))
+def _cell(name: str, entry: Any) -> str:
+    if entry is None:
+        return "–"
+    if name.endswith("_ms"):
+        return three_digits(entry)
+    return html.escape(f"{entry:g}" if isinstance(entry, float) else str(entry))
 
 
 def _margins(compared: dict[str, list[Record]]) -> str:

@@ -194,8 +194,8 @@ def test_official_bf16_cast(data: Any, model: Infinity, monkeypatch: pytest.Monk
     if "ca_test.in" in data.tensors:
         difference = (_cross_attention(data, model) - data.tensors["ca_test.out_bf16cast"]).abs()
         # a CPU that sums in another order rounds a few values to the other neighbour; unrounded, 92 % differ, by up to 4.5e-3
-        assert float((difference > TOLERANCE).float().mean()) < 0.1
-        assert float(difference.max()) < 1.5e-3
+        assert float((difference > TOLERANCE).float().mean()) < 0.05
+        assert float(difference.max()) < 1e-3
 
 
 def test_decoder_and_image(data: Any) -> None:
