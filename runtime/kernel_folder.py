@@ -11,6 +11,7 @@ import atexit
 import errno
 import functools
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -19,6 +20,7 @@ from pathlib import Path
 INDUCTOR, TRITON = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
 PARTS = {INDUCTOR: "inductor", TRITON: "triton"}
 """Sub-folder of each variable."""
+PREFIX = "toprovar-kernels-"
 PATH_BYTES = 120
 """Of the folder's absolute path."""
 LEAST_RANDOM = 16
@@ -44,24 +46,25 @@ def kernel_folder() -> Path | None:
 
 
 def _chosen_by_user(variable: str) -> bool:
-    """Importing torch's compiler sets the first variable, and its first kernel the second: to torch's own default."""
-    value = os.environ.get(variable)
-    if value is None:
-        return False
-    # takes seconds, and sets the first variable
-    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+    """Whether a variable is set, and by nobody else.
 
-    own = default_cache_dir()
-    return value != own and not value.startswith(f"{own}/triton/")
+    Torch sets it to its own default when its compiler is imported or meets its first kernel. A process that has an engine sets
+    it to its own folder for all that it begins, and takes that folder along when it ends.
+    """
+    value = os.environ.get(variable)
+    if value is None or Path(value).parent.name.startswith(PREFIX):
+        return False
+    # torch's function for its default lies in a package that takes seconds to import
+    own = re.escape(str(Path(tempfile.gettempdir(), "torchinductor_")))
+    return re.fullmatch(f"{own}[^/]+(/triton/.*)?", value) is None
 
 
 def _made() -> Path:
     parent = Path(tempfile.gettempdir()).resolve()
-    prefix = "toprovar-kernels-"
-    room = PATH_BYTES - len(os.fsencode(parent / prefix))
+    room = PATH_BYTES - len(os.fsencode(parent / PREFIX))
     if room < LEAST_RANDOM:
         raise OSError(errno.ENAMETOOLONG, "the path of the folder for temporary files is too long, set TMPDIR", str(parent))
-    folder = parent / f"{prefix}{secrets.token_hex(PATH_BYTES)[:room]}"
+    folder = parent / f"{PREFIX}{secrets.token_hex(PATH_BYTES)[:room]}"
     folder.mkdir(mode=0o700)
     atexit.register(_remove, folder, os.getpid())
     return folder

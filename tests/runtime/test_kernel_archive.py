@@ -30,6 +30,7 @@ from toprovar.runtime.kernel_folder import INDUCTOR, PARTS, TRITON, _remove, ker
 from toprovar.runtime.kernel_seal import VARIABLE, SealError, key_file, opened, sealed
 from toprovar.runtime.machine import Machine
 from toprovar.runtime.preflight import preflight
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 HERE = Machine(gpu="NVIDIA H100 80GB HBM3", cuda="13.0")
 Begin = Callable[[], None]
@@ -157,6 +158,29 @@ def test_folders_that_the_user_has_chosen_stay(
     assert kernel_folder() is None
     assert os.environ[variable] == str(tmp_path / "mine")
     assert not list(tmp_path.glob("toprovar-kernels-*"))
+
+
+def test_folders_that_others_have_set_do_not(begin: Begin, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Torch's compiler, and the process that began this one, whose folder goes with it."""
+    own = default_cache_dir()
+    others = {INDUCTOR: own, TRITON: f"{own}/triton/0"}
+    gone = {name: str(tmp_path / "toprovar-kernels-0123456789" / part) for name, part in PARTS.items()}
+    for values in (others, gone):
+        begin()
+        for variable, value in values.items():
+            monkeypatch.setenv(variable, value)
+        folder = kernel_folder()
+        assert folder is not None
+        assert {name: os.environ[name] for name in PARTS} == {name: str(folder / part) for name, part in PARTS.items()}
+
+
+def test_a_chosen_folder_is_known_without_torchs_compiler(tmp_path: Path) -> None:
+    """Red before: it was imported to ask for its own default, seconds of every load."""
+    code = "import sys; from toprovar.runtime.kernel_folder import kernel_folder; "
+    code += "print(kernel_folder(), *({'torch', 'sympy'} & set(sys.modules)))"
+    here = {**os.environ, TRITON: str(tmp_path / "mine")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=here)
+    assert done.stdout.strip() == "None"
 
 
 def test_another_users_archive_is_not_opened_and_overwritten(
