@@ -30,8 +30,8 @@ TARGETS = (1.2, 1.35, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.4, 4.0, 5.0)
 CANDIDATES = 3
 ROUNDS = 3
 REFINEMENTS, NEIGHBOURS = 3, 12
-NEAR_TARGET = (0.9, 1.4)
-"""Of a target speed-up, where the front is refined."""
+NEAR_TARGET, NEAR_SHARE = (0.9, 1.4), (0.04, 0.12)
+"""Where the front is refined below and above a target speed-up: factors, and shares of the logarithm of all speed-ups."""
 SINGLES_PROMPTS = 4
 LAYERS_PROMPTS = 2
 SINGLES_SHARE = 0.5
@@ -83,7 +83,7 @@ class Search:
         self.whole = price.schedule(dense(self.profile))
         self.points: dict[object, Point] = {}
         self.costs = Costs()
-        self._started, self._pace = time.monotonic(), 0.0
+        self._started, self._pace, self._fastest = time.monotonic(), 0.0, 1.0
 
     def run(self) -> list[Point]:
         """Measure, predict, check; returns the front, speed-up rising."""
@@ -93,7 +93,8 @@ class Search:
         for turn in range(ROUNDS):
             combinations = frontier(self.costs, self.price)
             # all rounds look at the same speed-ups
-            targets = targets or spread_targets(self.whole / combinations[-1][0], self._extra_target)
+            self._fastest = self._fastest if targets else self.whole / combinations[-1][0]
+            targets = targets or spread_targets(self._fastest, self._extra_target)
             plans = by_speedup(combinations, self.whole, targets, CANDIDATES)
             new = [plan for plan in plans if plan.key() not in self.points]
             if not new:
@@ -111,7 +112,7 @@ class Search:
         for turn in range(REFINEMENTS):
             best = [(p.plan, p.speedup, p.fidelity.mse) for p in front(self.points.values())]
             if self._extra_target is not None:
-                low, high = (self._extra_target * factor for factor in NEAR_TARGET)
+                low, high = near(self._extra_target, self._fastest)
                 best = [run for run in best if low <= run[1] <= high]
             new = promising(best, self.points, self.costs, self.price, self.whole, NEIGHBOURS)
             if not new or not self._may_run(len(new) * len(self.trials.prompts), 1.0):
@@ -215,6 +216,17 @@ def spread_targets(fastest: float, extra: float | None) -> list[float]:
     """
     usual = TARGETS if fastest >= TARGETS[-1] else [float(t) for t in np.geomspace(1.0, fastest, len(TARGETS) + 1)[1:]]
     return sorted({*usual, *([] if extra is None else [extra])})
+
+
+def near(target: float, fastest: float) -> tuple[float, float]:
+    """Speed-ups around a target that its refinement looks at: of prices that fall by less than two, not most of the front.
+
+    Args:
+        target: A speed-up.
+        fastest: Speed-up that combinations reach.
+    """
+    (low, high), (below, above) = NEAR_TARGET, NEAR_SHARE
+    return target * max(low, fastest**-below), target * min(high, fastest**above)
 
 
 def front(points: Iterable[Point], measure: str = "psnr_db") -> list[Point]:

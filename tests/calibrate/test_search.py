@@ -17,7 +17,7 @@ from toprovar.calibrate.search.actions import Change, Plan, build, grid, late_sc
 from toprovar.calibrate.search.policy import auto_schedule
 from toprovar.calibrate.search.predict import Costs, frontier, thin
 from toprovar.calibrate.search.price import Price
-from toprovar.calibrate.search.search import TARGETS, Point, Search, front, spread_targets
+from toprovar.calibrate.search.search import TARGETS, Point, Search, front, near, spread_targets
 from toprovar.calibrate.search.target import Target, choose
 from toprovar.calibrate.search.trials import Fidelity, Trials, first_change
 from toprovar.models.infinity import family
@@ -196,6 +196,13 @@ def test_combinations_are_looked_for_wherever_there_may_be_some() -> None:
     assert len(found) == len(TARGETS)
     assert found[-1] == pytest.approx(1.95)
     assert all(high / low == pytest.approx(1.95 ** (1 / len(TARGETS))) for low, high in itertools.pairwise([1.0, *found]))
+
+
+def test_the_refined_part_of_the_front_follows_what_can_be_reached() -> None:
+    assert near(2.0, 17.1) == pytest.approx((1.8, 2.8))
+    low, high = near(1.24, 1.95)
+    assert 1.2 < low < 1.24 < high < 1.36
+    assert near(1.0, 1.0) == (1.0, 1.0)
 
 
 def test_front_and_choice() -> None:
