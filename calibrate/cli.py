@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..profiles.baselines import FIXED_NAMES, baseline
-from ..profiles.console import add_model_arguments, chosen_profile, run_command
+from ..profiles.console import GOES_ON, add_model_arguments, chosen_profile, if_interrupted, run_command
 from ..profiles.errors import MeasurementError, ToprovarError
 from ..profiles.model import ModelProfile
 from ..profiles.schedule import Schedule
@@ -47,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
 
 
+@if_interrupted(GOES_ON)
 def run(args: argparse.Namespace) -> int:
     """Check what is cheap to check, measure, decide, and write all three files."""
     profile = chosen_profile(args)

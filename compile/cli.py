@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..profiles.baselines import FIXED_NAMES, baseline
-from ..profiles.console import add_model_arguments, chosen_profile, run_command
+from ..profiles.console import add_model_arguments, chosen_profile, if_interrupted, run_command
 from ..profiles.errors import ScheduleError
 from ..profiles.manifest import TARGETS, EngineManifest
 from ..profiles.model import ModelProfile
@@ -61,12 +61,9 @@ def run(args: argparse.Namespace) -> int:
 
     check_destination(args.out)
     print(schedule_table(schedule, profile), file=sys.stderr)
-    try:
+    remedy = "" if options is None else "; the same command with --resume keeps the plans that are done"
+    with if_interrupted(f"{args.out} is as it was{remedy}"):
         return _build(args, schedule, profile, precision, options)
-    except KeyboardInterrupt:
-        remedy = "" if options is None else "; the same command with --resume keeps the plans that are done"
-        print(f"build-engine: interrupted; {args.out} is as it was{remedy}", file=sys.stderr)
-        return 130
 
 
 def _profile(args: argparse.Namespace, schedule: Schedule) -> ModelProfile:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from .errors import ToprovarError
 from .model import ModelProfile, load_profile, shipped
 
 AddArguments = Callable[[argparse.ArgumentParser], None]
 RunCommand = Callable[[argparse.Namespace], int]
+
+GOES_ON = "what is written stays, and the same command goes on from there"
+"""For `if_interrupted`."""
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,8 +70,8 @@ def guarded(name: str, run: RunCommand, args: argparse.Namespace) -> int:
     except ToprovarError as problem:
         print(f"{name}: error: {' '.join(str(problem).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print(f"{name}: interrupted; what is written stays, and the same command goes on from there", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"{name}: interrupted; {str(stop) or 'what is written stays'}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0
@@ -75,3 +79,12 @@ def guarded(name: str, run: RunCommand, args: argparse.Namespace) -> int:
         # a full disk or a folder without permission: the system's own words name the file
         print(f"{name}: error: {problem}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def if_interrupted(told: str) -> Iterator[None]:
+    """Let `guarded` tell the user what becomes of the work that is interrupted in this block; of nested ones the innermost."""
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise KeyboardInterrupt(str(stop) or told) from stop

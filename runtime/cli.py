@@ -6,12 +6,12 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from ..profiles.console import run_command
+from ..profiles.console import if_interrupted, run_command
 from ..profiles.errors import PromptError, ToprovarError
 from ..profiles.tables import milliseconds, table
 
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-images", type=int, default=1, help="images a prompt, with seeds counting up (default: 1)")
     parser.add_argument("--batch", type=int, default=1, help="images drawn together (default: 1)")
     parser.add_argument("--output", type=Path, default=Path("images"), help="folder of the PNG files (default: images)")
+    parser.add_argument("--resume", action="store_true", help="leave images of this engine, prompt and seed that are there")
     parser.add_argument("--text-encoder", help="folder or hub id, where the bundle's own is not at hand")
     parser.add_argument("--threads", type=int, help="threads (default: all cores)")
     parser.add_argument("--log-format", choices=("text", "json"), default="text", help="results as text or JSON lines")
@@ -45,42 +46,67 @@ def run(args: argparse.Namespace) -> int:
             raise ToprovarError(f"--{name.replace('_', '-')} must be {least} to {most}, got {getattr(args, name)}")
     from tqdm import tqdm
 
+    from .images import facts_of, save_png
     from .open_engine import open_engine
 
     started = time.perf_counter()
     engine = open_engine(args.engine, args.threads)
     engine.tell = partial(print, file=sys.stderr)
     engine.tell(f"loaded {args.engine} in {time.perf_counter() - started:.1f} s")
-    jobs = [(prompt, args.seed + i) for prompt in prompts for i in range(args.num_images)]
-    digits = max(4, len(str(len(jobs) - 1)))
-    with tqdm(total=len(jobs), unit="image", disable=len(jobs) == 1) as bar:
-        for start, images, part in _draw(engine, jobs, args):
-            for offset, ((prompt, seed), pixels) in enumerate(zip(part, images.uint8(), strict=True)):
-                path = args.output / f"{start + offset:0{digits}d}_seed{seed}.png"
-                _save(engine, path, pixels, prompt, seed)
+    jobs = _jobs(args, prompts, engine)
+    with (
+        if_interrupted("images that are written stay, and the same command with --resume draws the others"),
+        tqdm(total=len(jobs), unit="image", disable=len(jobs) < 2) as bar,
+    ):
+        for images, part in _draw(engine, jobs, args):
+            for offset, (job, pixels) in enumerate(zip(part, images.uint8(), strict=True)):
+                save_png(job.path, pixels, facts_of(engine, job.prompt, job.seed, args.negative_prompt))
                 # the bar steps aside, or the line would begin in it
                 with tqdm.external_write_mode():
-                    _tell(args, path, prompt, seed, images, offset)
+                    _tell(args, job, images, offset)
             bar.update(len(part))
     return 0
 
 
-def _draw(engine: Engine, jobs: list[tuple[str, int]], args: argparse.Namespace) -> Any:
-    """Yield (index of the first, images, jobs) for each batch."""
+class Job(NamedTuple):
+    """One image: its file, and what is drawn."""
+
+    path: Path
+    prompt: str
+    seed: int
+
+
+def _jobs(args: argparse.Namespace, prompts: list[str], engine: Engine) -> list[Job]:
+    """All images in order; with --resume those that are missing."""
+    pairs = [(prompt, args.seed + i) for prompt in prompts for i in range(args.num_images)]
+    digits = max(4, len(str(len(pairs) - 1)))
+    jobs = [Job(args.output / f"{i:0{digits}d}_seed{seed}.png", prompt, seed) for i, (prompt, seed) in enumerate(pairs)]
+    if not args.resume:
+        return jobs
+    from .images import facts_of, holds
+
+    left = [job for job in jobs if not holds(job.path, facts_of(engine, job.prompt, job.seed, args.negative_prompt))]
+    engine.tell(f"{len(jobs) - len(left)} of {len(jobs)} images are there already")
+    return left
+
+
+def _draw(engine: Engine, jobs: list[Job], args: argparse.Namespace) -> Iterator[tuple[Images, list[Job]]]:
+    """Yield images and their jobs, batch after batch."""
     from .text import TextSource
 
     texts = TextSource(engine, args.text_encoder)
     for start in range(0, len(jobs), args.batch):
         part = jobs[start : start + args.batch]
-        features = texts.encode([prompt for prompt, _ in part])
-        for (prompt, _), cut in zip(part, features.cut, strict=True):
+        features = texts.encode([job.prompt for job in part])
+        for job, cut in zip(part, features.cut, strict=True):
             if cut:
-                print(f"run-engine: warning: prompt is longer than the encoder takes and was cut: {prompt!r}", file=sys.stderr)
+                told = f"prompt is longer than the encoder takes and was cut: {job.prompt!r}"
+                print(f"run-engine: warning: {told}", file=sys.stderr)
         negative = None
         if args.negative_prompt is not None:
             other = texts.encode([args.negative_prompt] * len(part))
             negative = (other.text, other.lengths)
-        yield start, engine.generate(features.text, features.lengths, [seed for _, seed in part], negative), part
+        yield engine.generate(features.text, features.lengths, [job.seed for job in part], negative), part
 
 
 def _prompts(args: argparse.Namespace) -> list[str]:
@@ -105,31 +131,15 @@ def read_prompts(path: Path) -> list[str]:
     return prompts
 
 
-def _save(engine: Engine, path: Path, pixels: Any, prompt: str, seed: int) -> None:
-    from .images import save_png
-
-    manifest = engine.manifest
-    text = {
-        "prompt": prompt,
-        "seed": str(seed),
-        "schedule_sha256": manifest.schedule_sha256,
-        "policy": manifest.policy,
-        "model": engine.profile.name,
-        "weights": json.dumps(manifest.weights, sort_keys=True),
-        "toprovar": manifest.toprovar,
-    }
-    save_png(path, pixels, text)
-
-
-def _tell(args: argparse.Namespace, path: Path, prompt: str, seed: int, images: Images, index: int) -> None:
+def _tell(args: argparse.Namespace, job: Job, images: Images, index: int) -> None:
     """One line on stdout for the image at `index` of its batch."""
     total, batch = sum(images.milliseconds.values()), len(images.uint8())
     rung = {"rung": images.rungs[index]} if images.rungs else {}
     if args.log_format == "json":
-        record = {"image": str(path), "prompt": prompt, "seed": seed, "latency_ms": total, "batch": batch, **rung}
+        record = {"image": str(job.path), "prompt": job.prompt, "seed": job.seed, "latency_ms": total, "batch": batch, **rung}
         print(json.dumps({**record, "milliseconds": images.milliseconds} if args.verbose else record), flush=True)
         return
-    print("  ".join([str(path), milliseconds(total), *rung.values(), prompt]), flush=True)
+    print("  ".join([str(job.path), milliseconds(total), *rung.values(), job.prompt]), flush=True)
     if args.verbose:
         rows = [["graph", "ms"], *([name, f"{value:.1f}"] for name, value in images.milliseconds.items())]
         print(table([*rows, ["all", f"{total:.1f}"]]), flush=True)

@@ -60,6 +60,41 @@ def test_same_command_same_bytes(work: Path) -> None:
     assert (work / "a" / "0000_seed0.png").read_bytes() == (work / "b" / "0000_seed0.png").read_bytes()
 
 
+def test_resume_draws_what_is_missing(work: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A missing image, one that was cut off, one of another prompt and one of another negative prompt."""
+    command = ["--engine", str(work / "engine"), "--prompts", str(work / "prompts.txt"), "--output", str(tmp_path)]
+    assert run_engine([*command, "--num-images", "2"]) == 0
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    names = sorted(before)
+    assert len(names) == 8
+    (tmp_path / names[1]).unlink()
+    (tmp_path / names[3]).write_bytes(before[names[3]][:-200])
+    (tmp_path / names[6]).write_bytes(before[names[0]])
+    capsys.readouterr()
+    assert run_engine([*command, "--num-images", "2", "--resume", "--batch", "2"]) == 0
+    said = capsys.readouterr()
+    assert "5 of 8 images are there already" in said.err
+    assert [line.split()[0] for line in said.out.splitlines()] == [str(tmp_path / names[i]) for i in (1, 3, 6)]
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert run_engine([*command, "--num-images", "2", "--resume", "--negative-prompt", "a blue circle"]) == 0
+    assert "0 of 8 images are there already" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_how_to_go_on(
+    work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Red before: the same command was said to go on, and began anew."""
+    monkeypatch.setattr("toprovar.runtime.images.save_png", lambda *_: raise_interrupt())
+    assert run_engine(["--engine", str(work / "engine"), "--prompt", "a red star", "--output", str(tmp_path)]) == 130
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "run-engine: interrupted; images that are written stay, and the same command with --resume draws the others"
+    )
+
+
+def raise_interrupt() -> None:
+    raise KeyboardInterrupt
+
+
 def test_negative_prompt_and_verbose(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = ["--engine", str(work / "engine"), "--prompt", "a red star", "--verbose"]
     assert run_engine([*base, "--output", str(work / "plain")]) == 0

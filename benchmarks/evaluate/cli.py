@@ -12,13 +12,17 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ...profiles.console import run_command
+from ...profiles.console import GOES_ON, if_interrupted, run_command
 from ...profiles.errors import ToprovarError
 from ...profiles.fidelity import need_ssim
 from ...profiles.strict import write_atomic
 from ...profiles.tables import table
+
+if TYPE_CHECKING:
+    from .drawing import Drawer
+    from .journal import Journal
 
 SUITES = ("fidelity", "scene", "geneval")
 
@@ -39,16 +43,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip-model", default="openai/clip-vit-base-patch16", help="hub id or folder of CLIP's weights")
     parser.add_argument("--warm-up", type=int, default=2, help="images drawn before timing (default: 2)")
     parser.add_argument("--threads", type=int, help="threads (default: all cores)")
-    parser.add_argument("--out", type=Path, help="write everything as JSON")
+    parser.add_argument("--out", type=Path, help="write everything as JSON; an interrupted evaluation goes on from there")
 
 
 def run(args: argparse.Namespace) -> int:
     """Check, draw, compare, print."""
     _check(args)
-    result = _geneval(args) if args.suite == "geneval" else _compare(args)
+    kept = GOES_ON if args.out or args.suite == "geneval" else "images are kept for the next run only with --out"
+    with if_interrupted(kept):
+        result, journal = (_geneval(args), None) if args.suite == "geneval" else _compare(args)
     if args.out:
         write_atomic(args.out, (json.dumps(result, indent=1, sort_keys=True) + "\n").encode())
         print(f"results  {args.out}")
+    if journal is not None:
+        journal.end()
     return 0
 
 
@@ -60,12 +68,14 @@ def _check(args: argparse.Namespace) -> None:
     for name in ("seeds", "samples", "limit"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ToprovarError(f"--{name} must be at least 1, got {getattr(args, name)}")
+    if args.out and args.out.is_dir():
+        raise ToprovarError(f"--out {args.out}: is a folder; name a file, as {args.out / 'eval.json'}")
     if args.suite == "geneval" and len({engine.resolve().name for engine in args.engine}) < len(args.engine):
         raise ToprovarError("--engine: two bundles have the same folder name, and images are kept by it; rename one")
 
 
-def _compare(args: argparse.Namespace) -> dict[str, Any]:
-    """Fidelity and latency, and with `scene` what the images show."""
+def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], Journal | None]:
+    """Fidelity and latency, and with `scene` what the images show; and the journal, which ends when the result is written."""
     need_ssim()
     from ...profiles.costs import CostTable
     from .drawing import Drawer, Readers, jobs_of, tally
@@ -80,13 +90,28 @@ def _compare(args: argparse.Namespace) -> dict[str, Any]:
     if judged is not None:
         for drawer in drawers:
             need_texts(drawer.engine.profile, "SceneEval")
-    tallies = tally(drawers, jobs_of(texts, args.seed, args.seeds), readers, args.warm_up)
+    journal = _journal(args, drawers) if args.out else None
+    tallies = tally(drawers, jobs_of(texts, args.seed, args.seeds), readers, args.warm_up, journal=journal)
     found = records(drawers, tallies, judged * args.seeds if judged is not None else None, costs)
     print(table(rows(found)))
     if judged is not None:
         print(significance(found))
     facts = {"suite": args.suite, "prompts": len(texts), "seeds": args.seeds, "seed": args.seed}
-    return {"format": 1, **machine(args.threads), **facts, "engines": found}
+    return {"format": 1, **machine(args.threads), **facts, "engines": found}, journal
+
+
+def _journal(args: argparse.Namespace, drawers: Sequence[Drawer]) -> Journal:
+    """Of an interrupted evaluation of the same engines, whatever its number of seeds and prompts, or a new one."""
+    from .journal import Journal, bundle_digest
+    from .summary import machine
+
+    facts = {"suite": args.suite, "clip_model": args.clip_model if args.clip_score else None, **machine(args.threads)}
+    journal = Journal(
+        args.out.with_name(f"{args.out.name}.partial"), {**facts, "engines": [bundle_digest(d.folder) for d in drawers]}
+    )
+    if len(journal):
+        print(f"{journal.path}: {len(journal)} images of each engine are there already", file=sys.stderr)
+    return journal
 
 
 def _clip(args: argparse.Namespace) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,9 @@ from ...runtime.images import save_png
 from ...runtime.loop import Engine
 from ...runtime.open_engine import open_engine
 from ...runtime.text import TextSource
+
+if TYPE_CHECKING:
+    from .journal import Journal
 
 Pixels = NDArray[np.uint8]
 PICTURES = 8
@@ -31,18 +34,34 @@ class Job:
     seed: int
 
 
-@dataclass(slots=True)
-class Tally:
-    """What one engine did on all jobs.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What one engine made of one image.
 
     Attributes:
-        latency_ms: Of the images that were timed, text features to pixels.
         error: Mean squared difference to the reference's uint8 image.
         similarity: SSIM to it.
-        pictures: The first few images.
-        detections: Objects read from each image, where a reader was given.
-        clip: CLIPScore of each image, where a scorer was given.
-        rungs: What each image picked, where the schedule has rungs.
+        latency_ms: Text features to pixels; None where it was not timed.
+        rung: What the image picked; empty where the schedule has no rungs.
+        detections: Objects read from the image; None where none were looked for.
+        clip: CLIPScore; None where it was not asked for.
+    """
+
+    error: float
+    similarity: float
+    latency_ms: float | None = None
+    rung: str = ""
+    detections: tuple[Any, ...] | None = None
+    clip: float | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """The outcomes of one engine on all jobs, see `Outcome`; what no image has stays empty.
+
+    Attributes:
+        latency_ms: Of the images that were timed.
+        pictures: The first few images, as far as this process has drawn them.
     """
 
     latency_ms: list[float] = field(default_factory=list)
@@ -52,6 +71,15 @@ class Tally:
     detections: list[Any] = field(default_factory=list)
     clip: list[float] = field(default_factory=list)
     rungs: list[str] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        """Count one more image."""
+        self.error.append(outcome.error)
+        self.similarity.append(outcome.similarity)
+        self.latency_ms += [] if outcome.latency_ms is None else [outcome.latency_ms]
+        self.rungs += [outcome.rung] if outcome.rung else []
+        self.detections += [] if outcome.detections is None else [outcome.detections]
+        self.clip += [] if outcome.clip is None else [outcome.clip]
 
 
 class Drawn(NamedTuple):
@@ -82,11 +110,16 @@ class Readers:
     def __init__(self, detect: Any = None, clip: Any = None) -> None:
         self.detect, self.clip = detect, clip
 
-    def read(self, tally: Tally, pixels: Pixels, job: Job) -> None:
-        if self.detect is not None:
-            tally.detections.append(self.detect(pixels))
-        if self.clip is not None:
-            tally.clip.append(self.clip(pixels, job.prompt))
+    def read(self, drawn: Drawn, reference: Pixels, job: Job, counts: bool) -> Outcome:
+        """The outcome of one image; `counts` if it was timed."""
+        return Outcome(
+            error=squared_error(drawn.pixels, reference),
+            similarity=ssim(drawn.pixels, reference),
+            latency_ms=drawn.latency_ms if counts else None,
+            rung=drawn.rung,
+            detections=None if self.detect is None else tuple(self.detect(drawn.pixels)),
+            clip=None if self.clip is None else self.clip(drawn.pixels, job.prompt),
+        )
 
 
 def jobs_of(prompts: Sequence[str], seed: int, seeds: int = 1) -> list[Job]:
@@ -101,6 +134,7 @@ def tally(
     warm_up: int = 1,
     timed: int | None = None,
     kept: Path | None = None,
+    journal: Journal | None = None,
 ) -> list[Tally]:
     """Draw every job with every engine.
 
@@ -111,38 +145,39 @@ def tally(
         warm_up: Images drawn before anything counts.
         timed: Jobs, from the first, that all engines draw in turn; beyond them nothing is timed. None times all.
         kept: Folder of the reference's images; beyond the timed jobs they are read from there where they exist already.
+        journal: Keeps the outcomes; jobs that it knows are not drawn again.
 
     Returns:
         One tally an engine, in order; the reference's own compares it with itself.
     """
     from tqdm import tqdm
 
-    results = [Tally() for _ in drawers]
+    results, readers = [Tally() for _ in drawers], readers or Readers()
+    left = [job for job in jobs if journal is None or journal.outcomes(job) is None]
+    for _ in range(warm_up if left else 0):
+        for drawer in drawers:
+            drawer.draw(left[0])
     timed = len(jobs) if timed is None else timed
-    for index in tqdm(range(-warm_up, len(jobs)), unit="prompt", disable=None):
-        job = jobs[max(index, 0)]
-        counts = index < timed
-        reference = _reference(drawers[0], job, None if counts else kept)
-        if index >= 0 and kept is not None:
-            _keep(kept, job, reference.pixels)
-        for drawer, result in zip(drawers, results, strict=True):
-            drawn = reference if drawer is drawers[0] else drawer.draw(job)
-            if index < 0:
-                continue
-            if counts:
-                result.latency_ms.append(drawn.latency_ms)
-            _compare(result, drawn, reference.pixels)
-            if readers is not None:
-                readers.read(result, drawn.pixels, job)
+    for index, job in enumerate(tqdm(jobs, unit="prompt", disable=None)):
+        outcomes = None if journal is None else journal.outcomes(job)
+        if outcomes is None:
+            counts = index < timed
+            drawn = _drawn(drawers, job, None if counts else kept)
+            if kept is not None:
+                _keep(kept, job, drawn[0].pixels)
+            outcomes = [readers.read(one, drawn[0].pixels, job, counts) for one in drawn]
+            for result, one in zip(results, drawn, strict=True):
+                result.pictures += [one.pixels] if len(result.pictures) < PICTURES else []
+            if journal is not None:
+                journal.add(job, outcomes)
+        for result, outcome in zip(results, outcomes, strict=True):
+            result.add(outcome)
     return results
 
 
-def _compare(result: Tally, drawn: Drawn, reference: Pixels) -> None:
-    result.error.append(squared_error(drawn.pixels, reference))
-    result.similarity.append(ssim(drawn.pixels, reference))
-    result.rungs += [drawn.rung] if drawn.rung else []
-    if len(result.pictures) < PICTURES:
-        result.pictures.append(drawn.pixels)
+def _drawn(drawers: Sequence[Drawer], job: Job, kept: Path | None) -> list[Drawn]:
+    """One image by all engines, one after the other."""
+    return [_reference(drawers[0], job, kept), *(drawer.draw(job) for drawer in drawers[1:])]
 
 
 def _reference(drawer: Drawer, job: Job, kept: Path | None) -> Drawn:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ...profiles.errors import PromptError
 from ...profiles.strict import write_atomic
-from ...runtime.images import save_png
+from ...runtime.images import facts_of, holds, save_png
 from .drawing import Drawer, Job, Pixels
 
 
@@ -64,30 +64,12 @@ def draw_folders(drawer: Drawer, entries: list[dict[str, Any]], out: Path, sampl
         write_atomic(folder / "metadata.jsonl", (json.dumps(entry) + "\n").encode())
         for sample in range(samples):
             job, path = Job(entry["prompt"], seed + index * samples + sample), folder / "samples" / f"{sample:04d}.png"
-            text = _text(drawer, job)
-            if _is_there(path, text):
+            text = facts_of(drawer.engine, job.prompt, job.seed)
+            if holds(path, text):
                 continue
             save_png(path, drawer.draw(job).pixels, text)
             drawn += 1
     return drawn
-
-
-def _text(drawer: Drawer, job: Job) -> dict[str, str]:
-    """What makes an image what it is."""
-    manifest = drawer.engine.manifest
-    weights = json.dumps(manifest.weights, sort_keys=True)
-    facts = {"prompt": job.prompt, "seed": str(job.seed), "policy": manifest.policy}
-    return facts | {"schedule_sha256": manifest.schedule_sha256, "model": drawer.engine.profile.name, "weights": weights}
-
-
-def _is_there(path: Path, text: dict[str, str]) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            return dict(getattr(image, "text", {})) == text
-    except OSError:
-        return False
 
 
 def score_folders(out: Path, entries: list[dict[str, Any]], samples: int, read: Callable[[Pixels, str], float]) -> float:

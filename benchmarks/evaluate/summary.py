@@ -107,12 +107,18 @@ def rows(found: Sequence[Record]) -> list[list[str]]:
     heads += ["predicted ms"] if "predicted_ms" in first else []
     heads += ["SceneEval (95 %)", "points to reference (95 %)"] if "scene_eval" in first else []
     heads += ["CLIPScore (95 %)"] if "clip_score" in first else []
-    return [heads, *(_row(record, record is first) for record in found)]
+    return [heads, *(_row(name, record, record is first) for name, record in zip(_names(found), found, strict=True))]
 
 
-def _row(record: Record, is_reference: bool) -> list[str]:
+def _names(found: Sequence[Record]) -> list[str]:
+    """Policies; of those that several engines have, the engines' folders."""
+    policies = [record["policy"] for record in found]
+    return [policy if policies.count(policy) == 1 else record["engine"] for policy, record in zip(policies, found, strict=True)]
+
+
+def _row(name: str, record: Record, is_reference: bool) -> list[str]:
     shown = [three_digits(value) for value in record["latency_ms"]]
-    cells = [record["policy"], f"{record['flops_speedup']:.2f}x", f"{shown[0]} ({shown[1]}-{shown[2]})"]
+    cells = [name, f"{record['flops_speedup']:.2f}x", f"{shown[0]} ({shown[1]}-{shown[2]})"]
     cells.append(f"{record['speedup']:.2f}x")
     cells += ["same"] * 2 if record["psnr_db"] is None else [f"{record['psnr_db']:.1f}", f"{record['ssim']:.3f}"]
     if "predicted_ms" in record:

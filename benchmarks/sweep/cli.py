@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ... import __version__
-from ...profiles.console import add_model_arguments, chosen_profile, run_command
+from ...profiles.console import GOES_ON, add_model_arguments, chosen_profile, if_interrupted, run_command
 from ...profiles.errors import ToprovarError
 from ...profiles.fidelity import need_ssim
 from ...profiles.manifest import TARGETS
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
 
 
+@if_interrupted(GOES_ON)
 def run(args: argparse.Namespace) -> int:
     """Make and measure what is missing, then write table, plot and report."""
     need_ssim()
