@@ -14,6 +14,7 @@ from ...profiles.baselines import dense
 from ...profiles.costs import CostTable
 from ...profiles.errors import ScheduleError
 from ...profiles.schedule import Schedule
+from ...profiles.tables import milliseconds
 from .adaptive import LEAST_PROMPTS, ObservedTrials, decision_scales, fit
 from .adaptive_check import check
 from .price import Price
@@ -107,8 +108,8 @@ def _check_reachable(target: Target, costs: CostTable | None) -> None:
         raise ScheduleError("a target latency needs a cost table; give --costs")
     if target.latency_ms <= costs.fixed_ms:
         raise ScheduleError(
-            f"target latency {target.latency_ms:g} ms: text conditioning ({costs.condition_ms:.1f} ms) and decoder "
-            f"({costs.decoder_ms:.1f} ms) alone take {costs.fixed_ms:.0f} ms on {costs.target}; ask for more"
+            f"target latency {target.latency_ms:g} ms: text conditioning ({milliseconds(costs.condition_ms)}) and decoder "
+            f"({milliseconds(costs.decoder_ms)}) alone take {milliseconds(costs.fixed_ms)} on {costs.target}; ask for more"
         )
 
 

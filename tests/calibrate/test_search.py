@@ -282,7 +282,7 @@ def test_latency_is_the_price_where_costs_are_given(trials: Path) -> None:
 
 def test_targets_that_cannot_be_met_name_the_nearest(trials: Path) -> None:
     costs, whole = made_table(), made_table().predict(dense(PROFILE))
-    with pytest.raises(ScheduleError, match=r"conditioning \(3.0 ms\) and decoder \(20.0 ms\) alone take 23 ms on onnx"):
+    with pytest.raises(ScheduleError, match=r"conditioning \(3.00 ms\) and decoder \(20.0 ms\) alone take 23.0 ms on onnx"):
         auto_schedule(small_model(), PROMPTS[:2], 0, trials, Target(latency_ms=22), None, costs)
     with pytest.raises(ScheduleError, match=r"target latency 24 ms: .* run again with --target-latency-ms [\d.]+ or more"):
         auto_schedule(small_model(), PROMPTS[:2], 0, trials, Target(latency_ms=24), None, costs)
