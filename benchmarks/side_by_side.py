@@ -22,7 +22,7 @@ from ..profiles.tables import milliseconds, table
 from .evaluate.cli import prompts_of
 
 if TYPE_CHECKING:
-    from .evaluate.drawing import Job, Tally
+    from .evaluate.outcome import Job, Tally
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Draw, compare, print."""
     need_ssim()
-    from .evaluate.drawing import Drawer, Job, Readers, jobs_of, tally
+    from .evaluate.drawing import Drawer, Readers, tally
+    from .evaluate.outcome import Job, jobs_of
     from .evaluate.scenes import chosen_prompts, detector
     from .evaluate.summary import machine, records, rows
 

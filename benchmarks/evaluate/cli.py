@@ -78,7 +78,8 @@ def _compare(args: argparse.Namespace) -> tuple[dict[str, Any], Journal | None]:
     """Fidelity and latency, and with `scene` what the images show; and the journal, which ends when the result is written."""
     need_ssim()
     from ...profiles.costs import CostTable
-    from .drawing import Drawer, Readers, jobs_of, tally
+    from .drawing import Drawer, Readers, tally
+    from .outcome import jobs_of
     from .scenes import chosen_prompts, detector, need_texts
     from .summary import machine, records, rows, significance
 

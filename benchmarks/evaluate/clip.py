@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ...profiles.errors import ToprovarError
-from .drawing import Pixels
+from .outcome import Pixels
 
 DEFAULT_MODEL = "openai/clip-vit-base-patch16"
 

@@ -16,7 +16,8 @@ import numpy as np
 from ...profiles.errors import PromptError
 from ...profiles.strict import write_atomic
 from ...runtime.images import facts_of, holds, save_png
-from .drawing import Drawer, Job, Pixels
+from .drawing import Drawer
+from .outcome import Job, Pixels
 
 
 def read_metadata(path: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 from ...models.tiny.scenes import Detection
 from ...profiles.errors import ToprovarError
 from ...profiles.manifest import MANIFEST
-from .drawing import Job, Outcome
+from .outcome import Job, Outcome
 
 
 class Journal:

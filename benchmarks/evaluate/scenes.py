@@ -15,7 +15,7 @@ from typing import Any
 from ...models.tiny.scene_eval import PROMPTS_PER_TASK, ScenePrompt, judge, scene_prompts, score
 from ...profiles.errors import PromptError
 from ...profiles.model import ModelProfile
-from .drawing import Pixels
+from .outcome import Pixels
 
 Z95 = 1.959964
 POINT = 0.01

@@ -20,7 +20,8 @@ from ...profiles.fidelity import psnr
 from ...profiles.plan import schedule_flops
 from ...profiles.schedule import Schedule
 from ...profiles.tables import three_digits
-from .drawing import Drawer, Tally
+from .drawing import Drawer
+from .outcome import Tally
 from .scenes import judged
 
 Record = dict[str, Any]

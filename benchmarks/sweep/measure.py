@@ -9,7 +9,8 @@ from typing import Any
 from ...profiles.costs import CostTable
 from ...runtime.images import save_png
 from ..evaluate.cli import prompts_of
-from ..evaluate.drawing import Drawer, Readers, jobs_of, tally
+from ..evaluate.drawing import Drawer, Readers, tally
+from ..evaluate.outcome import jobs_of
 from ..evaluate.scenes import chosen_prompts, detector
 from ..evaluate.summary import machine, records
 

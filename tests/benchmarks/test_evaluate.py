@@ -18,7 +18,8 @@ from small_model import write_profile
 from small_rungs import with_rungs
 from toprovar.benchmarks.evaluate import clip, geneval
 from toprovar.benchmarks.evaluate.cli import main as evaluate
-from toprovar.benchmarks.evaluate.drawing import Drawer, Job, Tally, jobs_of, tally
+from toprovar.benchmarks.evaluate.drawing import Drawer, tally
+from toprovar.benchmarks.evaluate.outcome import Job, Tally, jobs_of
 from toprovar.benchmarks.evaluate.scenes import paired
 from toprovar.benchmarks.evaluate.summary import predicted_ms
 from toprovar.compile.cli import main as build_engine

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from small_model import write_profile
 from toprovar.benchmarks.evaluate.cli import main as evaluate
-from toprovar.benchmarks.evaluate.drawing import Drawer, Drawn, Job
+from toprovar.benchmarks.evaluate.drawing import Drawer, Drawn
+from toprovar.benchmarks.evaluate.outcome import Job
 from toprovar.compile.cli import main as build_engine
 
 
