@@ -83,18 +83,20 @@ class Search:
         self.whole = price.schedule(dense(self.profile))
         self.points: dict[object, Point] = {}
         self.costs = Costs()
-        self._started, self._pace, self._fastest = time.monotonic(), 0.0, 1.0
+        self._started, self._pace = time.monotonic(), 0.0
 
     def run(self) -> list[Point]:
         """Measure, predict, check; returns the front, speed-up rising."""
         self._started = time.monotonic()
         self._elementary()
         targets: list[float] = []
+        fastest = 1.0
         for turn in range(ROUNDS):
             combinations = frontier(self.costs, self.price)
-            # all rounds look at the same speed-ups
-            self._fastest = self._fastest if targets else self.whole / combinations[-1][0]
-            targets = targets or spread_targets(self._fastest, self._extra_target)
+            if not targets:
+                # all rounds look at the same speed-ups
+                fastest = self.whole / combinations[-1][0]
+                targets = spread_targets(fastest, self._extra_target)
             plans = by_speedup(combinations, self.whole, targets, CANDIDATES)
             new = [plan for plan in plans if plan.key() not in self.points]
             if not new:
@@ -104,15 +106,15 @@ class Search:
                 break
             self._measure(new, f"round {turn + 1}")
             self.costs.fit((p.plan, p.fidelity.mse) for p in self.points.values() if not p.plan.is_product)
-        self._refine()
+        self._refine(fastest)
         return front(self.points.values(), "ssim" if self.trials.with_ssim else "psnr_db")
 
-    def _refine(self) -> None:
-        """Run neighbours of the front, of the target's part of it where there is one, as long as some should gain."""
+    def _refine(self, fastest: float) -> None:
+        """Run neighbours of the front, of the target's part of it where there is one (see `near`), while some should gain."""
         for turn in range(REFINEMENTS):
             best = [(p.plan, p.speedup, p.fidelity.mse) for p in front(self.points.values())]
             if self._extra_target is not None:
-                low, high = near(self._extra_target, self._fastest)
+                low, high = near(self._extra_target, fastest)
                 best = [run for run in best if low <= run[1] <= high]
             new = promising(best, self.points, self.costs, self.price, self.whole, NEIGHBOURS)
             if not new or not self._may_run(len(new) * len(self.trials.prompts), 1.0):

@@ -27,7 +27,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Job]]:
-    """What is drawn; the user interrupts behind the image that a test appends as the limit of `interrupt`."""
+    """What is drawn, by the engine's folder."""
     seen: list[tuple[str, Job]] = []
     draw = Drawer.draw
 
@@ -40,6 +40,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Job]]:
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, after: int) -> None:
+    """Let the user interrupt when so many images have been drawn."""
     draw, left = Drawer.draw, [after]
 
     def stopping(self: Drawer, job: Job) -> Drawn:
